@@ -1,0 +1,1 @@
+//! Protobuf messages spoken between Vireo's processes.

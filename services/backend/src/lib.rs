@@ -1,0 +1,1 @@
+//! Owns block devices; serves rings and grants leases.

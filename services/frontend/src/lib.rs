@@ -1,0 +1,1 @@
+//! vfio-user sockets, PCI, registers and admin queue of virtual NVMe controllers.

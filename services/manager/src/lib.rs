@@ -1,0 +1,1 @@
+//! Reconciles the host's configuration with its running processes.

@@ -1,0 +1,1 @@
+//! Serves I/O queues of virtual NVMe controllers on one core.

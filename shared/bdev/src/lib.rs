@@ -1,0 +1,1 @@
+//! Block devices and channels: null, malloc, file; ring and lease.

@@ -1,0 +1,1 @@
+//! Everything shared between processes: segments, guest memory, rings, events, handoff, fd store.

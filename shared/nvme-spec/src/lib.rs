@@ -1,0 +1,1 @@
+//! NVMe wire types: registers, commands, completions, identify structures, log pages, features.

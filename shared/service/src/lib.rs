@@ -1,0 +1,1 @@
+//! Configuration, start, readiness, shutdown and pinning of every Vireo process.

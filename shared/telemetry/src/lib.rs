@@ -1,0 +1,1 @@
+//! Logs and counters of every Vireo process.

@@ -1,0 +1,1 @@
+//! The vfio-user protocol, both ends, and PCI configuration space.
