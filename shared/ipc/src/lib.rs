@@ -1,1 +1,13 @@
-//! Everything shared between processes: segments, guest memory, rings, events, handoff, fd store.
+//! Everything shared between Vireo's processes: segments and their layouts, guest memory, rings, events, the handoff
+//! protocol's socket and the descriptor store.
+//!
+//! This crate is the one place (besides device drivers) that holds unsafe code: it turns memory that other processes
+//! can write into safe types. Every layout consists of atomics alone, so that any bit pattern is valid and no
+//! reference to plain data in shared memory exists; whoever reads an index or a length copies it, bounds it, then
+//! uses it.
+
+pub mod dma_table;
+pub mod journal;
+pub mod layout;
+pub mod segment;
+pub mod sync;
