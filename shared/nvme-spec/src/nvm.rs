@@ -1,0 +1,1 @@
+//! I/O commands of the NVM command set.
