@@ -1,0 +1,12 @@
+//! The server's end, without I/O: one framed message in, an outcome out.
+//!
+//! A caller reads a header, checks it ([`crate::framing::check`]), reads the rest, and calls
+//! [`Session::handle`]. Commands execute in order: while one is deferred the next is not handled.
+
+mod description;
+mod device;
+mod session;
+
+pub use description::{DeviceDescription, DeviceFlags};
+pub use device::{Act, Device};
+pub use session::{Deferred, Outcome, Reply, Session};
