@@ -7,6 +7,9 @@
 //! uses it.
 
 pub mod dma_table;
+pub mod doorbell;
+pub mod event;
+pub mod handoff;
 pub mod journal;
 pub mod layout;
 pub mod segment;
