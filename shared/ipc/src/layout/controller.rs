@@ -28,6 +28,8 @@ pub struct ControllerLayout {
     pub namespaces: [NamespaceRow; MAX_NAMESPACES],
     /// The last unmapped ranges, by [`Signals::dma_version`] modulo [`UNMAP_LOG`].
     pub unmaps: [UnmapRecord; UNMAP_LOG],
+    /// The admin queue and the asynchronous events, which the frontend alone serves.
+    pub admin: AdminRecord,
     /// The journal of the vfio-user message in hand.
     pub journal: crate::journal::JournalPage,
     /// Guest addresses to regions.
@@ -154,7 +156,8 @@ pub struct CompletionQueueRow {
 pub mod namespace_flags {
     /// Writes are refused with Namespace Is Write Protected.
     pub const WRITE_PROTECTED: u32 = 1;
-    /// A format is under way: I/O is refused with Format In Progress.
+    /// A format is under way: I/O is refused with Format In Progress. The version that sets it is acknowledged when
+    /// nothing of the namespace is in flight.
     pub const FORMATTING: u32 = 2;
     /// I/O is served through the ring even where the bdev grants a lease.
     pub const FORCE_RING: u32 = 4;
@@ -163,7 +166,8 @@ pub mod namespace_flags {
 /// A namespace as the I/O path sees it.
 #[repr(C, align(64))]
 pub struct NamespaceRow {
-    /// 0 none, 1 attached; stored last (Release).
+    /// 0 none, 1 attached; stored last (Release). The version that clears it is acknowledged when nothing of the
+    /// namespace is in flight.
     pub state: AtomicU32,
     /// Raised when another bdev takes the place.
     pub generation: AtomicU32,
@@ -177,6 +181,43 @@ pub struct NamespaceRow {
     pub backend: SharedText<4>,
     /// Name of the block device.
     pub bdev: SharedText<8>,
+}
+
+/// Most Asynchronous Event Requests that a controller holds (AERL + 1).
+pub const EVENT_REQUESTS: usize = 8;
+
+/// What the frontend needs to go on with the admin queue where a predecessor stopped: registers that a host wrote,
+/// positions, held requests, events not yet told. Workers do not look at it.
+#[repr(C, align(64))]
+pub struct AdminRecord {
+    /// Controller Configuration (CC).
+    pub cc: AtomicU32,
+    /// Controller Status (CSTS).
+    pub csts: AtomicU32,
+    /// Admin Queue Attributes (AQA).
+    pub aqa: AtomicU32,
+    /// Interrupt mask (INTMS, INTMC).
+    pub interrupt_mask: AtomicU32,
+    /// Admin Submission Queue Base Address (ASQ).
+    pub asq: AtomicU64,
+    /// Admin Completion Queue Base Address (ACQ).
+    pub acq: AtomicU64,
+    /// 64-bit fetch counter of the admin submission queue since it was enabled.
+    pub fetched: AtomicU64,
+    /// 64-bit counter of entries posted to the admin completion queue since it was enabled.
+    pub posted: AtomicU64,
+    /// Entries of the admin completion queue that the host has taken, as a 64-bit counter.
+    pub taken: AtomicU64,
+    /// Feature 0Bh: which events the host wants.
+    pub event_configuration: AtomicU32,
+    /// Event types (by bit) that were told and whose log page the host has not read since.
+    pub masked_events: AtomicU32,
+    /// Events (by bit) that happened and were not yet told.
+    pub pending_events: AtomicU32,
+    /// Asynchronous Event Requests held: CID + 1, or 0 for none.
+    pub event_requests: [AtomicU32; EVENT_REQUESTS],
+    /// Namespaces (bit NSID - 1) that changed since the host read the Changed Namespace List.
+    pub changed_namespaces: [AtomicU64; MAX_NAMESPACES / 64],
 }
 
 /// A range that was unmapped.

@@ -154,6 +154,8 @@ pub struct NamespaceCounters {
     pub others: AtomicU64,
     /// Commands that ended in an error.
     pub errors: AtomicU64,
+    /// Of those, media and data integrity errors (status code type 2h, Compare Failure apart).
+    pub media_errors: AtomicU64,
 }
 
 /// One error, as the Error Information log page wants it (NVMe Base 2.0c 5.16.1.2).
