@@ -12,5 +12,6 @@ pub mod event;
 pub mod handoff;
 pub mod journal;
 pub mod layout;
+pub mod ring;
 pub mod segment;
 pub mod sync;
