@@ -1,6 +1,8 @@
 //! Tests of the ring: by threads and by hand without loom, all interleavings with it.
 
-use super::{Consumer, Padded, Producer, RingControl, RingEntry, RingError, RingView};
+#[cfg(not(loom))]
+use super::RingError;
+use super::{Consumer, Padded, Producer, RingControl, RingEntry, RingView};
 use crate::sync::{AtomicU32, AtomicU64};
 #[cfg(loom)]
 use loom::{sync::Arc, thread};

@@ -1,5 +1,7 @@
 //! Layouts of the segments: `#[repr(C)]` structures of atomics, versioned, the same in every process.
 
+#[cfg(not(loom))]
+pub mod channel;
 pub mod controller;
 pub mod queues;
 
