@@ -11,13 +11,16 @@
 
 #![forbid(unsafe_code)]
 
+pub mod client;
 pub mod dma;
 pub mod errno;
 pub mod framing;
 pub mod irq;
 pub mod message;
+pub mod pci;
 pub mod region;
 pub mod server;
+pub mod socket;
 pub mod version;
 
 pub use errno::Errno;

@@ -5,8 +5,12 @@
 
 mod description;
 mod device;
+#[cfg(feature = "tokio")]
+mod serve;
 mod session;
 
 pub use description::{DeviceDescription, DeviceFlags};
 pub use device::{Act, Device};
+#[cfg(feature = "tokio")]
+pub use serve::{Completions, ServeError, serve};
 pub use session::{Deferred, Outcome, Reply, Session};
