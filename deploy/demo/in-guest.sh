@@ -75,6 +75,7 @@ mkdir -p out
 : >out/summary
 memory='' disk='' nothing=''
 step "the guest sees the drive" list
+[ -n "$nothing" ] || exit 1
 step "identify" identify
 step "verified I/O, memory" verify_memory
 step "verified I/O, file" verify_disk

@@ -13,15 +13,12 @@ die() {
 
 # The recipe is the stamp: what is built lies in a folder named by a hash of all that shapes it,
 # so that a changed recipe is a new folder and half of one never looks like a whole.
-recipe_hash() {
-    (cd "$guest_sources" && cat build.sh guest-init guest-lib.sh initrd-init) |
-        sha256sum | cut -c1-12
-}
+recipe_hash() { (cd "$guest_sources" && cat "$@") | sha256sum | cut -c1-12; }
 
-guest_recipe=$(recipe_hash)
+guest_recipe=$(recipe_hash build.sh guest-init guest-lib.sh initrd-init)
 guest_image=$guest_cache/image-$guest_recipe
 guest_systemd=$guest_cache/systemd-$guest_recipe
-guest_qemu=$guest_cache/qemu-$guest_recipe
+guest_qemu=$guest_cache/qemu-$(recipe_hash build.sh)
 
 # True if the machine's own QEMU can be a vfio-user client (10.1 and later).
 host_qemu_serves() {
