@@ -9,9 +9,12 @@
 pub mod dma_table;
 pub mod doorbell;
 pub mod event;
+pub mod guest_memory;
 pub mod handoff;
+pub mod iova;
 pub mod journal;
 pub mod layout;
 pub mod ring;
 pub mod segment;
+pub mod sigbus;
 pub mod sync;

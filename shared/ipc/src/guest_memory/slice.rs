@@ -1,0 +1,173 @@
+//! Memory at hand, that others change at will. On the hot path.
+
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+/// A range of mapped memory that the guest, or another process, may change at any moment. It stays mapped for `'a`.
+///
+/// Bulk operations are one memcpy each; what they copy while another writes is any mix of old and new bytes. If the
+/// memory is gone (its client truncated it), they see zeroes and the region is marked failed
+/// ([`crate::sigbus`]).
+#[derive(Clone, Copy, Debug)]
+pub struct HostSlice<'a> {
+    base: NonNull<u8>,
+    len: usize,
+    writable: bool,
+    memory: PhantomData<&'a ()>,
+}
+
+impl<'a> HostSlice<'a> {
+    /// A slice of mapped memory.
+    ///
+    /// # Safety
+    /// `base` to `base + len` is mapped readable, and writable if so said, for all of `'a`; no Rust reference to
+    /// anything but atomics in it exists.
+    #[inline]
+    pub unsafe fn new(base: NonNull<u8>, len: usize, writable: bool) -> Self {
+        Self { base, len, writable, memory: PhantomData }
+    }
+
+    /// Bytes.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is no byte.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Whether the slice was asked for to be written.
+    #[inline]
+    pub fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    /// The address, for system calls (an iovec, a submission to io_uring) that end before the region is unmapped.
+    #[inline]
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.base.as_ptr()
+    }
+
+    /// A part, or `None` if it does not lie within.
+    #[inline]
+    pub fn sub(&self, offset: usize, len: usize) -> Option<Self> {
+        if offset > self.len || len > self.len - offset {
+            return None;
+        }
+        // SAFETY: offset <= self.len, checked above, so the pointer stays within (or at the end of) the mapping.
+        let base = unsafe { self.base.add(offset) };
+        Some(Self { base, len, ..*self })
+    }
+
+    /// Copies to `to`; as many bytes as both have. Returns their number.
+    #[inline]
+    pub fn copy_to(&self, to: &mut [u8]) -> usize {
+        let len = self.len.min(to.len());
+        // SAFETY: len bytes are mapped (new) and len <= to.len(); `to` is exclusive, so they do not overlap.
+        unsafe { self.base.as_ptr().copy_to_nonoverlapping(to.as_mut_ptr(), len) };
+        len
+    }
+
+    /// Copies from `from`; as many bytes as both have, none into a slice that was not asked for to be written.
+    /// Returns their number.
+    #[inline]
+    pub fn copy_from(&self, from: &[u8]) -> usize {
+        let len = self.writable_len().min(from.len());
+        // SAFETY: len bytes are mapped writable (new) and len <= from.len(); private and mapped memory are apart.
+        unsafe { self.base.as_ptr().copy_from_nonoverlapping(from.as_ptr(), len) };
+        len
+    }
+
+    /// Copies from another slice, which may overlap; as many bytes as both have. Returns their number.
+    #[inline]
+    pub fn copy_from_slice(&self, from: &HostSlice<'_>) -> usize {
+        let len = self.writable_len().min(from.len);
+        // SAFETY: len bytes of both are mapped (new); copy_from allows overlap.
+        unsafe { self.base.as_ptr().copy_from(from.base.as_ptr(), len) };
+        len
+    }
+
+    /// Sets every byte.
+    #[inline]
+    pub fn fill(&self, byte: u8) {
+        // SAFETY: that many bytes are mapped writable (new).
+        unsafe { self.base.as_ptr().write_bytes(byte, self.writable_len()) };
+    }
+
+    /// Whether the bytes equal `bytes`, which is as long.
+    #[inline]
+    pub fn compare(&self, bytes: &[u8]) -> bool {
+        // SAFETY: both are len bytes; memcmp reads each some number of times and decides nothing but its own result.
+        self.len == bytes.len() && unsafe { equal(self.base.as_ptr(), bytes.as_ptr(), self.len) }
+    }
+
+    /// Whether the bytes equal those of `other`, which is as long.
+    #[inline]
+    pub fn compare_slice(&self, other: &HostSlice<'_>) -> bool {
+        // SAFETY: as in `compare`; both are mapped.
+        self.len == other.len && unsafe { equal(self.base.as_ptr(), other.as_ptr(), self.len) }
+    }
+
+    /// Loads the 32-bit word at `offset`; `None` if it does not lie within or is not aligned.
+    #[inline]
+    pub fn load_u32(&self, offset: usize, order: Ordering) -> Option<u32> {
+        let word = self.word::<AtomicU32>(offset)?;
+        // SAFETY: checked in `word`; only atomics are referenced in this memory.
+        Some(u32::from_le(unsafe { word.as_ref() }.load(order)))
+    }
+
+    /// Loads the 64-bit word at `offset`; `None` if it does not lie within or is not aligned.
+    #[inline]
+    pub fn load_u64(&self, offset: usize, order: Ordering) -> Option<u64> {
+        let word = self.word::<AtomicU64>(offset)?;
+        // SAFETY: as in `load_u32`.
+        Some(u64::from_le(unsafe { word.as_ref() }.load(order)))
+    }
+
+    /// Stores a 32-bit word; `false` if it does not lie within, is not aligned or may not be written.
+    #[inline]
+    pub fn store_u32(&self, offset: usize, value: u32, order: Ordering) -> bool {
+        let Some(word) = self.word::<AtomicU32>(offset).filter(|_| self.writable) else {
+            return false;
+        };
+        // SAFETY: as in `load_u32`; writable, checked above.
+        unsafe { word.as_ref() }.store(value.to_le(), order);
+        true
+    }
+
+    /// Stores a 64-bit word; `false` if it does not lie within, is not aligned or may not be written.
+    #[inline]
+    pub fn store_u64(&self, offset: usize, value: u64, order: Ordering) -> bool {
+        let Some(word) = self.word::<AtomicU64>(offset).filter(|_| self.writable) else {
+            return false;
+        };
+        // SAFETY: as in `store_u32`.
+        unsafe { word.as_ref() }.store(value.to_le(), order);
+        true
+    }
+
+    /// The aligned atomic at `offset`, within the slice.
+    #[inline]
+    fn word<T>(&self, offset: usize) -> Option<NonNull<T>> {
+        let word = self.sub(offset, size_of::<T>())?.base.cast::<T>();
+        word.is_aligned().then_some(word)
+    }
+
+    #[inline]
+    fn writable_len(&self) -> usize {
+        debug_assert!(self.writable, "a slice is written that was asked for to be read");
+        if self.writable { self.len } else { 0 }
+    }
+}
+
+/// # Safety
+/// Both are mapped for `len` bytes.
+#[inline]
+unsafe fn equal(left: *const u8, right: *const u8, len: usize) -> bool {
+    // SAFETY: contract of this function.
+    unsafe { libc::memcmp(left.cast(), right.cast(), len) == 0 }
+}
