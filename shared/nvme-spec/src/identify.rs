@@ -1,6 +1,32 @@
 //! Identify data structures. NVMe Base 2.0c 5.17.2, NVM Command Set 1.0c 4.1.5.
 
+/// Declares the small bit fields of these structures, each of them on the wire.
+macro_rules! fields {
+    ($($(#[$meta:meta])* $name:ident($int:ident) { $($body:tt)* })*) => {
+        $(
+            #[::bitfield_struct::bitfield($int)]
+            #[derive(
+                PartialEq, Eq,
+                ::zerocopy::FromBytes, ::zerocopy::IntoBytes, ::zerocopy::Immutable, ::zerocopy::KnownLayout,
+            )]
+            $(#[$meta])*
+            pub struct $name { $($body)* }
+        )*
+    };
+}
+
+pub mod attributes;
+pub mod command_set;
+pub mod controller;
+pub mod descriptor;
+pub mod list;
+pub mod namespace;
+pub mod power;
+
 use crate::open_enum::open_enum;
+
+/// Size in bytes of every Identify data structure. NVMe Base 2.0c 5.17.
+pub const IDENTIFY_SIZE: usize = 4096;
 
 open_enum! {
     /// Controller or Namespace Structure (CNS): which structure Identify returns. NVMe Base 2.0c figure 273.
