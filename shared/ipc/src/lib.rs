@@ -6,6 +6,8 @@
 //! reference to plain data in shared memory exists; whoever reads an index or a length copies it, bounds it, then
 //! uses it.
 
+pub mod barrier;
+pub mod device_memory;
 pub mod dma_table;
 pub mod doorbell;
 pub mod event;

@@ -98,6 +98,18 @@ impl<'a> HostSlice<'a> {
         unsafe { self.base.as_ptr().write_bytes(byte, self.writable_len()) };
     }
 
+    /// Asks for the lines of the slice to be brought into the second-level cache. A hint: it changes nothing and
+    /// cannot fault.
+    #[inline]
+    pub fn prefetch(&self) {
+        #[cfg(target_arch = "x86_64")]
+        for offset in (0..self.len).step_by(64) {
+            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+            // SAFETY: offset < self.len, so the pointer stays within the mapping; a prefetch never faults.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(self.base.as_ptr().add(offset).cast()) };
+        }
+    }
+
     /// Whether the bytes equal `bytes`, which is as long.
     #[inline]
     pub fn compare(&self, bytes: &[u8]) -> bool {
