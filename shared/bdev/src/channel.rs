@@ -1,0 +1,147 @@
+//! One worker's handle of a block device. On the hot path: a request to a null or malloc lease is a match and a copy,
+//! without allocation, lock or dynamic call.
+
+use crate::malloc::MallocChannel;
+use crate::null::NullChannel;
+use crate::request::{Outcome, Request};
+use ipc::guest_memory::RegionTable;
+
+/// What became of a request that was submitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Submitted {
+    /// It ended at once; [`Channel::poll`] will not mention it.
+    Done(Outcome),
+    /// [`Channel::poll`] will report its tag exactly once.
+    Pending,
+    /// No room; nothing has happened. Poll, then submit it again.
+    Full,
+}
+
+/// What a channel's holder must know of the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// Bytes.
+    pub size: u64,
+    /// Requests that change the device end with [`crate::request::ErrorKind::ReadOnly`].
+    pub read_only: bool,
+}
+
+/// A way to a block device for one thread.
+///
+/// For callers: tags are unique among outstanding requests; `memory` is the table that the request's ranges belong to;
+/// `now` is nanoseconds of a monotonic clock and may be as old as the batch. Call [`Channel::publish`]
+/// after a batch of submissions, and [`Channel::poll`] while [`Channel::outstanding`] is not 0.
+///
+/// For implementations: nothing here blocks, allocates per request or panics, whatever the request or a peer holds.
+/// Each pending tag is reported exactly once, also when the device dies (with [`crate::request::ErrorKind::Gone`]).
+pub trait Channel {
+    /// The device's size and mode as this channel knows it.
+    fn geometry(&self) -> Geometry;
+
+    /// Starts a request. Its ranges are copied or done with on return; memory that is still to be accessed is kept
+    /// mapped by the channel, not by `memory`.
+    fn submit(&mut self, request: &Request<'_>, memory: &RegionTable, now: u64) -> Submitted;
+
+    /// Makes submitted requests visible to whoever serves them, and wakes that one if it sleeps.
+    fn publish(&mut self) {}
+
+    /// Reports requests that ended since, and returns how many.
+    fn poll(&mut self, now: u64, complete: &mut impl FnMut(u32, Outcome)) -> usize;
+
+    /// Requests that [`Channel::poll`] has yet to report.
+    fn outstanding(&self) -> usize;
+
+    /// When a poll will next have something to report, if time alone decides that.
+    fn deadline(&self) -> Option<u64> {
+        None
+    }
+
+    /// Starts to load what `request` is about to copy, so that it arrives while another request is copied.
+    #[inline]
+    fn prefetch(&self, _request: &Request<'_>, _memory: &RegionTable) {}
+
+    /// Before the caller sleeps: from now on completions signal its event. `false`: there are some already, do not
+    /// sleep.
+    fn park(&mut self) -> bool {
+        true
+    }
+
+    /// After the caller slept: completions need no signal any more.
+    fn unpark(&mut self) {}
+
+    /// The peer is dead: every outstanding request, and every later one, ends with
+    /// [`crate::request::ErrorKind::Gone`].
+    fn is_gone(&self) -> bool {
+        false
+    }
+}
+
+/// Every kind of channel, dispatched by a match that inlines.
+pub enum AnyChannel {
+    /// Lease: nothing behind it.
+    Null(NullChannel),
+    /// Lease: memory.
+    Malloc(MallocChannel),
+}
+
+macro_rules! dispatch {
+    ($self:ident, $channel:ident => $call:expr) => {
+        match $self {
+            AnyChannel::Null($channel) => $call,
+            AnyChannel::Malloc($channel) => $call,
+        }
+    };
+}
+
+impl Channel for AnyChannel {
+    #[inline]
+    fn geometry(&self) -> Geometry {
+        dispatch!(self, channel => channel.geometry())
+    }
+
+    #[inline]
+    fn submit(&mut self, request: &Request<'_>, memory: &RegionTable, now: u64) -> Submitted {
+        dispatch!(self, channel => channel.submit(request, memory, now))
+    }
+
+    #[inline]
+    fn publish(&mut self) {
+        dispatch!(self, channel => channel.publish());
+    }
+
+    #[inline]
+    fn poll(&mut self, now: u64, complete: &mut impl FnMut(u32, Outcome)) -> usize {
+        dispatch!(self, channel => channel.poll(now, complete))
+    }
+
+    #[inline]
+    fn outstanding(&self) -> usize {
+        dispatch!(self, channel => channel.outstanding())
+    }
+
+    #[inline]
+    fn deadline(&self) -> Option<u64> {
+        dispatch!(self, channel => channel.deadline())
+    }
+
+    #[inline]
+    fn prefetch(&self, request: &Request<'_>, memory: &RegionTable) {
+        dispatch!(self, channel => channel.prefetch(request, memory));
+    }
+
+    #[inline]
+    fn park(&mut self) -> bool {
+        dispatch!(self, channel => channel.park())
+    }
+
+    #[inline]
+    fn unpark(&mut self) {
+        dispatch!(self, channel => channel.unpark());
+    }
+
+    #[inline]
+    fn is_gone(&self) -> bool {
+        dispatch!(self, channel => channel.is_gone())
+    }
+}
