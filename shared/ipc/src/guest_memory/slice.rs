@@ -140,6 +140,19 @@ impl<'a> HostSlice<'a> {
         Some(u64::from_le(unsafe { word.as_ref() }.load(order)))
     }
 
+    /// Loads `N` 64-bit words from `offset`, each once, in no particular order; `None` if they do not lie within or are
+    /// not aligned. How a queue entry is copied: the size is known, so this is a handful of moves.
+    #[inline]
+    pub fn load_words<const N: usize>(&self, offset: usize) -> Option<[u64; N]> {
+        let words = self.sub(offset, N * size_of::<u64>())?.base.cast::<[AtomicU64; N]>();
+        if !words.cast::<AtomicU64>().is_aligned() {
+            return None;
+        }
+        // SAFETY: within the slice and aligned, both checked above; only atomics are referenced in this memory.
+        let words = unsafe { words.as_ref() };
+        Some(std::array::from_fn(|index| u64::from_le(words[index].load(Ordering::Relaxed))))
+    }
+
     /// Stores a 32-bit word; `false` if it does not lie within, is not aligned or may not be written.
     #[inline]
     pub fn store_u32(&self, offset: usize, value: u32, order: Ordering) -> bool {
