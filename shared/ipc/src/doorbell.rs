@@ -15,6 +15,11 @@ use std::ptr::NonNull;
 
 /// Bytes of the page: what a client maps at BAR 0 + 1000h (CAP.DSTRD 0, NVMe over PCIe Transport 1.0c 3.1.2).
 pub const DOORBELL_PAGE_SIZE: usize = 4096;
+/// Where the page lies in its descriptor: clients map at the region's offset plus the area's within BAR 0, so the offset
+/// in the descriptor is the one in the BAR. What lies before is nobody's.
+pub const DOORBELL_PAGE_OFFSET: usize = 0x1000;
+/// Bytes of the descriptor.
+const FILE_SIZE: usize = DOORBELL_PAGE_OFFSET + DOORBELL_PAGE_SIZE;
 /// Doorbells in the page.
 pub const DOORBELLS: usize = DOORBELL_PAGE_SIZE / 4;
 
@@ -59,7 +64,7 @@ impl DoorbellPage {
         let system = |call| move |source| DoorbellError::System { call, source };
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
         let fd = memfd_create(c"vireo-doorbells", flags).map_err(system("memfd_create"))?;
-        ftruncate(&fd, DOORBELL_PAGE_SIZE as i64).map_err(system("ftruncate"))?;
+        ftruncate(&fd, FILE_SIZE as i64).map_err(system("ftruncate"))?;
         let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
         fcntl(&fd, FcntlArg::F_ADD_SEALS(seals)).map_err(system("seal"))?;
         Self::map(fd)
@@ -70,8 +75,8 @@ impl DoorbellPage {
         let system = |call| move |source| DoorbellError::System { call, source };
         let mismatch = |field, found, expected| DoorbellError::Mismatch { field, found, expected };
         let size = fstat(&fd).map_err(system("fstat"))?.st_size as u64;
-        if size != DOORBELL_PAGE_SIZE as u64 {
-            return Err(mismatch("size", size, DOORBELL_PAGE_SIZE as u64));
+        if size != FILE_SIZE as u64 {
+            return Err(mismatch("size", size, FILE_SIZE as u64));
         }
         let seals = fcntl(&fd, FcntlArg::F_GET_SEALS).map_err(system("get seals"))? as u32;
         let wanted = (SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW).bits() as u32;
@@ -100,6 +105,14 @@ impl DoorbellPage {
         self.page().iter().for_each(|doorbell| doorbell.store(0, Ordering::Release));
     }
 
+    /// A second descriptor of the page, to be sent to a client.
+    pub fn client_fd(&self) -> Result<OwnedFd, DoorbellError> {
+        self.fd.try_clone().map_err(|error| DoorbellError::System {
+            call: "dup",
+            source: nix::Error::from_raw(error.raw_os_error().unwrap_or(0)),
+        })
+    }
+
     /// The address of the page, to prefetch it or to wait on it.
     pub fn as_ptr(&self) -> *const u32 {
         self.base.as_ptr().cast()
@@ -115,8 +128,9 @@ impl DoorbellPage {
         const { assert!(DOORBELL_PAGE_SIZE > 0 && size_of::<u32>() * DOORBELLS == 4096) };
         let length = NonZeroUsize::new(DOORBELL_PAGE_SIZE).unwrap_or(NonZeroUsize::MIN);
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let at = DOORBELL_PAGE_OFFSET as i64;
         // SAFETY: a fresh shared mapping at an address that the kernel chooses; nothing else is affected.
-        let base = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, &fd, 0) }
+        let base = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, &fd, at) }
             .map_err(|source| DoorbellError::System { call: "mmap", source })?;
         Ok(Self { base: base.cast(), fd })
     }
@@ -166,7 +180,7 @@ mod tests {
             Err(DoorbellError::Mismatch { field: "size", .. })
         ));
         let unsealed = memfd_create(c"unsealed", flags).unwrap();
-        ftruncate(&unsealed, DOORBELL_PAGE_SIZE as i64).unwrap();
+        ftruncate(&unsealed, FILE_SIZE as i64).unwrap();
         assert!(matches!(
             DoorbellPage::open(unsealed),
             Err(DoorbellError::Mismatch { field: "seals", .. })

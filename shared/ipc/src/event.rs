@@ -67,11 +67,7 @@ impl EventFd {
     /// # Errors
     /// [`EventError::Interrupted`] if a signal broke a blocking write.
     pub fn signal(&self) -> Result<(), EventError> {
-        match write(&self.fd, &1_u64.to_ne_bytes()) {
-            Ok(_) | Err(Errno::EAGAIN) => Ok(()),
-            Err(Errno::EINTR) => Err(EventError::Interrupted),
-            Err(source) => Err(EventError::System { call: "write", source }),
-        }
+        signal(self.fd.as_fd())
     }
 
     /// Takes the counter's value and sets it to 0; 0 if nothing was signalled. Only for descriptors of ours: a
@@ -99,6 +95,15 @@ impl EventFd {
     /// The descriptor itself, given up.
     pub fn into_fd(self) -> OwnedFd {
         self.fd
+    }
+}
+
+/// [`EventFd::signal`] for a descriptor that [`EventFd::from_client`] took and gave up again.
+pub fn signal(fd: BorrowedFd<'_>) -> Result<(), EventError> {
+    match write(fd, &1_u64.to_ne_bytes()) {
+        Ok(_) | Err(Errno::EAGAIN) => Ok(()),
+        Err(Errno::EINTR) => Err(EventError::Interrupted),
+        Err(source) => Err(EventError::System { call: "write", source }),
     }
 }
 
