@@ -26,17 +26,23 @@ open_enum! {
 #[derive(PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Status {
     /// Status Code (SC), from the table that the type chooses.
+    #[inline]
     pub sc: u8,
     /// Status Code Type (SCT).
+    #[inline]
     #[bits(3)]
     pub sct: StatusCodeType,
     /// Command Retry Delay (CRD): 0 is none, 1 to 3 choose CRDT1 to CRDT3 of Identify Controller.
+    #[inline]
     #[bits(2)]
     pub crd: u8,
+    #[inline]
     #[bits(1)]
     m: bool,
+    #[inline]
     #[bits(1)]
     do_not_retry: bool,
+    #[inline]
     #[bits(1)]
     high: bool,
 }
