@@ -103,7 +103,7 @@ tools-rust:
 .PHONY: tools-buf
 tools-buf:
 	@command -v npm >/dev/null || .ci/apt nodejs npm
-	@command -v buf >/dev/null || npm install --silent --no-audit --no-fund --prefix $(TOOLS) @bufbuild/buf
+	@command -v buf >/dev/null || npm install --loglevel=error --no-audit --no-fund --prefix $(TOOLS) @bufbuild/buf
 
 .PHONY: tools-shellcheck
 tools-shellcheck:
