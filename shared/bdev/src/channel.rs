@@ -4,6 +4,7 @@
 use crate::malloc::MallocChannel;
 use crate::null::NullChannel;
 use crate::request::{Outcome, Request};
+use crate::ring::client::RingChannel;
 use ipc::guest_memory::RegionTable;
 
 /// What became of a request that was submitted.
@@ -83,6 +84,8 @@ pub enum AnyChannel {
     Null(NullChannel),
     /// Lease: memory.
     Malloc(MallocChannel),
+    /// Ring: a backend serves it.
+    Ring(RingChannel),
 }
 
 macro_rules! dispatch {
@@ -90,6 +93,7 @@ macro_rules! dispatch {
         match $self {
             AnyChannel::Null($channel) => $call,
             AnyChannel::Malloc($channel) => $call,
+            AnyChannel::Ring($channel) => $call,
         }
     };
 }

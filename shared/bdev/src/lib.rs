@@ -13,3 +13,4 @@ pub mod error;
 pub mod malloc;
 pub mod null;
 pub mod request;
+pub mod ring;

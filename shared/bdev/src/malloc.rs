@@ -12,6 +12,7 @@
 use crate::channel::{Channel, Geometry, Submitted};
 use crate::error::Error;
 use crate::request::{ErrorKind, Op, Outcome, Request};
+use crate::ring::client::RingChannel;
 use ipc::device_memory::{DeviceMemory, WriterGate};
 use ipc::guest_memory::{Access, HostSlice, RegionTable};
 use std::collections::VecDeque;
@@ -20,8 +21,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Most fused pairs that wait for leased writers to leave; one ring's depth for each of some rings.
 const MAX_EXCLUSIVE: usize = 4096;
-/// Cache lines prefetched at the front of each side of the next copy; the processor's own prefetcher follows on.
-const PREFETCH_BYTES: usize = 4096;
+/// Most bytes prefetched of each side of the next copy; the processor's own prefetcher follows on.
+const PREFETCH_BYTES: u64 = 4096;
+
+/// Most bytes that a lease fills or copies within the device itself: as long as a large transfer takes.
+const LONGEST_FILL: u64 = 1 << 20;
 
 /// A channel of a memory device.
 pub struct MallocChannel {
@@ -32,7 +36,13 @@ pub struct MallocChannel {
 
 enum Holder {
     Owner(Owner),
-    Lease(WriterGate),
+    Lease(Lease),
+}
+
+/// A worker's side.
+struct Lease {
+    gate: WriterGate,
+    ring: Option<Box<RingChannel>>,
 }
 
 /// The backend's side: fused pairs that wait for leased writers.
@@ -63,14 +73,21 @@ impl MallocChannel {
         Self { memory, read_only, holder: Holder::Owner(owner) }
     }
 
-    /// A leased channel with its lease number.
+    /// A leased channel with its lease number and the ring beside it. Without a ring, fused pairs are not supported,
+    /// and a write ends with [`ErrorKind::Busy`] while one runs.
     ///
     /// # Errors
     /// [`ErrorKind::Invalid`] if there is no such lease.
-    pub fn lease(memory: Arc<DeviceMemory>, read_only: bool, number: usize) -> Result<Self, Error> {
+    pub fn lease(
+        memory: Arc<DeviceMemory>,
+        read_only: bool,
+        number: usize,
+        ring: Option<RingChannel>,
+    ) -> Result<Self, Error> {
         let gate = WriterGate::new(&memory, number)
             .ok_or_else(|| Error::new(ErrorKind::Invalid, format!("lease number {number}")))?;
-        Ok(Self { memory, read_only, holder: Holder::Lease(gate) })
+        let lease = Lease { gate, ring: ring.map(Box::new) };
+        Ok(Self { memory, read_only, holder: Holder::Lease(lease) })
     }
 
     /// Takes a larger mapping of the same memory.
@@ -78,24 +95,48 @@ impl MallocChannel {
         self.memory = memory;
     }
 
-    fn write(&mut self, request: &Request<'_>, table: &RegionTable) -> Submitted {
-        let Self { memory, holder, .. } = self;
-        match holder {
-            Holder::Owner(_) => Submitted::Done(modify(memory, request, table)),
-            Holder::Lease(gate) => {
-                if !gate.enter(memory) {
-                    return Submitted::Done(Err(ErrorKind::Busy));
-                }
-                let outcome = modify(memory, request, table);
-                gate.leave(memory);
-                Submitted::Done(outcome)
-            }
+    /// The lease's ring, if it has one.
+    pub fn ring_mut(&mut self) -> Option<&mut RingChannel> {
+        match &mut self.holder {
+            Holder::Owner(_) => None,
+            Holder::Lease(lease) => lease.ring.as_deref_mut(),
         }
     }
 
-    fn fused(&mut self, request: &Request<'_>, table: &RegionTable) -> Submitted {
+    /// What the lease does not do itself.
+    #[cold]
+    fn by_ring(
+        &mut self,
+        request: &Request<'_>,
+        table: &RegionTable,
+        now: u64,
+        otherwise: ErrorKind,
+    ) -> Submitted {
+        match self.ring_mut() {
+            Some(ring) => ring.submit(request, table, now),
+            None => Submitted::Done(Err(otherwise)),
+        }
+    }
+
+    #[inline]
+    fn write(&mut self, request: &Request<'_>, table: &RegionTable, now: u64) -> Submitted {
+        let Holder::Lease(lease) = &self.holder else {
+            return Submitted::Done(modify(&self.memory, request, table));
+        };
+        if lease.ring.is_some() && takes_long(request) {
+            return self.by_ring(request, table, now, ErrorKind::Unsupported);
+        }
+        if !lease.gate.enter(&self.memory) {
+            return self.by_ring(request, table, now, ErrorKind::Busy);
+        }
+        let outcome = modify(&self.memory, request, table);
+        lease.gate.leave(&self.memory);
+        Submitted::Done(outcome)
+    }
+
+    fn fused(&mut self, request: &Request<'_>, table: &RegionTable, now: u64) -> Submitted {
         let Holder::Owner(owner) = &mut self.holder else {
-            return Submitted::Done(Err(ErrorKind::Unsupported));
+            return self.by_ring(request, table, now, ErrorKind::Unsupported);
         };
         if owner.waiting.len() >= MAX_EXCLUSIVE {
             return Submitted::Full;
@@ -115,6 +156,21 @@ impl MallocChannel {
         }
         owner.waiting.push_back(Fused { tag: request.tag, pair });
         Submitted::Pending
+    }
+}
+
+impl Owner {
+    fn poll(&mut self, memory: &DeviceMemory, complete: &mut impl FnMut(u32, Outcome)) -> usize {
+        if self.waiting.is_empty() || memory.writers_inside(self.leases.load(Ordering::Acquire)) {
+            return 0;
+        }
+        let count = self.waiting.len();
+        for Fused { tag, pair } in self.waiting.drain(..) {
+            let outcome = pair.run(memory);
+            memory.end_exclusive();
+            complete(tag, outcome);
+        }
+        count
     }
 }
 
@@ -153,9 +209,10 @@ impl Channel for MallocChannel {
     }
 
     #[inline]
-    fn submit(&mut self, request: &Request<'_>, table: &RegionTable, _now: u64) -> Submitted {
+    fn submit(&mut self, request: &Request<'_>, table: &RegionTable, now: u64) -> Submitted {
         if let Err(kind) = request.check_bounds(self.memory.size()) {
-            return Submitted::Done(Err(kind));
+            // The device may have grown since it was mapped; the backend knows.
+            return self.by_ring(request, table, now, kind);
         }
         if request.op == Op::Read {
             return Submitted::Done(read(&self.memory, request, table));
@@ -166,47 +223,88 @@ impl Channel for MallocChannel {
         match request.op {
             Op::Read | Op::Flush | Op::Verify => Submitted::Done(Ok(())),
             Op::Compare => Submitted::Done(compare(&self.memory, request, table)),
-            Op::CompareAndWrite => self.fused(request, table),
-            Op::Write | Op::WriteZeroes | Op::Deallocate | Op::Copy => self.write(request, table),
+            Op::CompareAndWrite => self.fused(request, table, now),
+            Op::Write | Op::WriteZeroes | Op::Deallocate | Op::Copy => {
+                self.write(request, table, now)
+            }
         }
     }
 
-    fn poll(&mut self, _now: u64, complete: &mut impl FnMut(u32, Outcome)) -> usize {
-        let Holder::Owner(owner) = &mut self.holder else { return 0 };
-        if owner.waiting.is_empty()
-            || self.memory.writers_inside(owner.leases.load(Ordering::Acquire))
-        {
-            return 0;
+    #[inline]
+    fn publish(&mut self) {
+        if let Some(ring) = self.ring_mut() {
+            ring.publish();
         }
-        let count = owner.waiting.len();
-        for Fused { tag, pair } in owner.waiting.drain(..) {
-            let outcome = pair.run(&self.memory);
-            self.memory.end_exclusive();
-            complete(tag, outcome);
+    }
+
+    fn poll(&mut self, now: u64, complete: &mut impl FnMut(u32, Outcome)) -> usize {
+        match &mut self.holder {
+            Holder::Owner(owner) => owner.poll(&self.memory, complete),
+            Holder::Lease(Lease { ring: Some(ring), .. }) => ring.poll(now, complete),
+            Holder::Lease(_) => 0,
         }
-        count
     }
 
     #[inline]
     fn outstanding(&self) -> usize {
         match &self.holder {
             Holder::Owner(owner) => owner.waiting.len(),
-            Holder::Lease(_) => 0,
+            Holder::Lease(lease) => lease.ring.as_ref().map_or(0, |ring| ring.outstanding()),
         }
     }
 
     fn deadline(&self) -> Option<u64> {
-        (self.outstanding() > 0).then_some(0)
+        match &self.holder {
+            // Nobody signals when the last leased writer leaves.
+            Holder::Owner(owner) if !owner.waiting.is_empty() => Some(0),
+            Holder::Owner(_) | Holder::Lease(_) => None,
+        }
+    }
+
+    fn park(&mut self) -> bool {
+        self.ring_mut().is_none_or(|ring| ring.park())
+    }
+
+    fn unpark(&mut self) {
+        if let Some(ring) = self.ring_mut() {
+            ring.unpark();
+        }
+    }
+
+    fn is_gone(&self) -> bool {
+        match &self.holder {
+            Holder::Owner(_) => false,
+            Holder::Lease(lease) => lease.ring.as_ref().is_some_and(|ring| ring.is_gone()),
+        }
     }
 
     #[inline]
     fn prefetch(&self, request: &Request<'_>, table: &RegionTable) {
-        let Some(first) = request.ranges.first() else { return };
-        let length = u64::from(first.len).min(PREFETCH_BYTES as u64);
-        if let Some(data) = self.memory.slice(request.offset, length) {
+        let length = request.length.min(PREFETCH_BYTES);
+        if request.op.memory_factor() != 0
+            && let Some(data) = self.memory.slice(request.offset, length)
+        {
             data.prefetch();
         }
-        let _ = table;
+        if let Some(guest) =
+            request.ranges.first().and_then(|&range| table.host(range, Access::READ))
+        {
+            guest
+                .sub(0, guest.len().min(PREFETCH_BYTES as usize))
+                .as_ref()
+                .map(HostSlice::prefetch);
+        }
+    }
+}
+
+/// Whether a request belongs into the backend for its length or its system call.
+#[inline]
+fn takes_long(request: &Request<'_>) -> bool {
+    match request.op {
+        Op::Deallocate => true,
+        Op::WriteZeroes => request.deallocate || request.length > LONGEST_FILL,
+        Op::Copy => request.length > LONGEST_FILL,
+        Op::Read | Op::Write | Op::Flush | Op::Compare | Op::CompareAndWrite | Op::Verify => false,
     }
 }
 

@@ -82,5 +82,5 @@ impl ChannelLayout {
 #[repr(C, align(64))]
 pub struct RangeList(pub [[AtomicU64; 2]; MAX_REQUEST_RANGES]);
 
-const _: () = assert!(size_of::<RangeList>() % 4096 != 0);
+const _: () = assert!(!size_of::<RangeList>().is_multiple_of(4096));
 const _: () = assert!(MAX_CHANNEL_DEPTH.is_power_of_two());

@@ -1,0 +1,181 @@
+//! The backend's end of a ring: takes requests, checks all of what they say, has a device serve them, and completes
+//! them. The device is a channel of the backend's own.
+
+use super::{SlotSet, depth_of, entry};
+use crate::channel::{Channel, Submitted};
+use crate::error::Error;
+use crate::request::{ErrorKind, Outcome, outcome_code};
+use ipc::event::EventFd;
+use ipc::guest_memory::{MemRange, RegionTable};
+use ipc::layout::channel::{ChannelLayout, MAX_REQUEST_RANGES};
+use ipc::ring::{Consumer, Producer, RingError};
+use ipc::segment::Segment;
+
+/// One worker's ring, served.
+pub struct RingServer {
+    segment: Segment<ChannelLayout>,
+    depth: usize,
+    requests: Consumer,
+    completions: Producer,
+    /// Wakes the worker.
+    worker: EventFd,
+    /// Slots that the device has.
+    busy: SlotSet,
+    /// A request that the device had no room for.
+    deferred: Option<entry::Words>,
+    /// Where a request's ranges are copied to.
+    ranges: Vec<MemRange>,
+    gone: bool,
+}
+
+impl RingServer {
+    /// Serves the segment, whose other end has been or will be given to a worker that `worker` wakes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] if the segment's depth is none.
+    pub fn new(segment: Segment<ChannelLayout>, worker: EventFd) -> Result<Self, Error> {
+        Ok(Self {
+            depth: depth_of(&segment)?,
+            segment,
+            requests: Consumer::default(),
+            completions: Producer::default(),
+            worker,
+            busy: SlotSet::default(),
+            deferred: None,
+            ranges: Vec::with_capacity(MAX_REQUEST_RANGES),
+            gone: false,
+        })
+    }
+
+    /// The segment, to hand to the worker.
+    pub fn segment(&self) -> &Segment<ChannelLayout> {
+        &self.segment
+    }
+
+    /// Takes at most one ring's worth of requests and submits them; returns how many were taken. A pending request has
+    /// the tag `tags | slot` on the device, so the low 8 bits of `tags` are 0; hand what the device reports of these
+    /// tags to [`RingServer::complete`].
+    pub fn serve(
+        &mut self,
+        device: &mut impl Channel,
+        memory: &RegionTable,
+        now: u64,
+        tags: u32,
+    ) -> usize {
+        let mut taken = 0;
+        while taken < self.depth && !self.gone {
+            match self.serve_one(device, memory, now, tags) {
+                Ok(true) => taken += 1,
+                Ok(false) => break,
+                Err(_) => self.gone = true,
+            }
+        }
+        if let Some(ring) = self.segment.submissions(self.depth) {
+            self.requests.release(ring);
+        }
+        taken
+    }
+
+    /// Ends a request that was pending on the device.
+    pub fn complete(&mut self, slot: usize, outcome: Outcome) {
+        if self.busy.remove(slot) && self.post(slot, outcome).is_err() {
+            self.gone = true;
+        }
+    }
+
+    /// Shows the worker what was completed, and wakes it if it sleeps.
+    pub fn publish(&mut self) {
+        if let Some(ring) = self.segment.completions(self.depth)
+            && self.completions.publish(ring)
+            && self.worker.signal().is_err()
+        {
+            self.gone = true;
+        }
+    }
+
+    /// Before the backend sleeps: the worker signals from now on. `false`: there is a request to take, do not sleep.
+    pub fn park(&mut self) -> bool {
+        if self.gone {
+            return true;
+        }
+        match self.segment.submissions(self.depth) {
+            Some(ring) => self.deferred.is_none() && self.requests.park(ring),
+            None => true,
+        }
+    }
+
+    /// After the backend slept.
+    pub fn unpark(&mut self) {
+        if let Some(ring) = self.segment.submissions(self.depth) {
+            self.requests.unpark(ring);
+        }
+    }
+
+    /// Takes no further request: the worker is dead or closed the channel, or the ring is corrupt. What the device has
+    /// is still awaited; see [`RingServer::pending`].
+    pub fn close(&mut self) {
+        self.gone = true;
+        self.deferred = None;
+    }
+
+    /// Whether nothing is taken any more.
+    pub fn is_gone(&self) -> bool {
+        self.gone
+    }
+
+    /// Requests that the device has not ended.
+    pub fn pending(&self) -> usize {
+        self.busy.len()
+    }
+
+    fn serve_one(
+        &mut self,
+        device: &mut impl Channel,
+        memory: &RegionTable,
+        now: u64,
+        tags: u32,
+    ) -> Result<bool, RingError> {
+        let Some(ring) = self.segment.submissions(self.depth) else { return Ok(false) };
+        let next = match self.deferred.take() {
+            Some(words) => Some(words),
+            None => self.requests.pop(ring)?,
+        };
+        let Some(words) = next else { return Ok(false) };
+        let slot = entry::slot(&words);
+        // A slot that is busy must not be used again: its tag is still the device's.
+        let usable = slot < self.depth && !self.busy.contains(slot);
+        let list = self.segment.list(slot).filter(|_| usable);
+        let corrupt = RingError::Corrupt { found: slot as u32, own: self.depth as u32 };
+        let list = list.ok_or(corrupt)?;
+        let tag = tags | slot as u32;
+        let submitted = entry::decode(&words, list, &mut self.ranges, tag)
+            .and_then(|request| request.check_memory().map(|()| request))
+            .map(|request| device.submit(&request, memory, now));
+        match submitted {
+            Err(kind) => self.post(slot, Err(kind))?,
+            // The guest's memory is looked at after the copy: if it faulted, what was copied is not what it held.
+            Ok(Submitted::Done(Ok(()))) if memory.failed() => {
+                self.post(slot, Err(ErrorKind::Fault))?;
+            }
+            Ok(Submitted::Done(outcome)) => self.post(slot, outcome)?,
+            Ok(Submitted::Pending) => {
+                self.busy.insert(slot);
+            }
+            Ok(Submitted::Full) => {
+                self.deferred = Some(words);
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn post(&mut self, slot: usize, outcome: Outcome) -> Result<(), RingError> {
+        let Some(ring) = self.segment.completions(self.depth) else { return Ok(()) };
+        let words = [slot as u64, u64::from(outcome_code(outcome))];
+        if self.completions.push(ring, words)? {
+            return Ok(());
+        }
+        // More outstanding than slots: an honest worker's ring never fills up.
+        Err(RingError::Corrupt { found: slot as u32, own: self.depth as u32 })
+    }
+}
