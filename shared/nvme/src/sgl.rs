@@ -26,7 +26,7 @@ struct Segment {
 }
 
 /// Appends the `length` bytes that the descriptor `first` names to `list`. `access` is what we do to the memory: bit
-/// buckets take data of a read ([`Access::Write`]) and mean nothing to a write.
+/// buckets take data of a read ([`Access::WRITE`]) and mean nothing to a write.
 ///
 /// # Errors
 /// All with Do Not Retry. SGL Descriptor Type Invalid for types and sub types that are not offered; Invalid SGL
@@ -125,12 +125,11 @@ fn append(
     list: &mut RangeList,
 ) -> Result<(), Status> {
     let bucket = descriptor.kind() == SglType::BIT_BUCKET;
-    if descriptor.length == 0 || (bucket && access == Access::Read) {
+    if descriptor.length == 0 || (bucket && access == Access::READ) {
         return Ok(());
     }
-    *left = left
-        .checked_sub(descriptor.length)
-        .ok_or(Status::DATA_SGL_LENGTH_INVALID.with_dnr())?;
+    *left =
+        left.checked_sub(descriptor.length).ok_or(Status::DATA_SGL_LENGTH_INVALID.with_dnr())?;
     if bucket {
         list.append_bit_bucket(descriptor.length)
     } else {

@@ -230,7 +230,7 @@ fn blocks(
         return Err(Status::NAMESPACE_WRITE_PROTECTED.with_dnr());
     }
     // Access is what we do to the memory: a Read of the namespace writes it.
-    let access = if op == Op::Read { Access::Write } else { Access::Read };
+    let access = if op == Op::Read { Access::WRITE } else { Access::READ };
     let transfer = transfer(length, settings)?;
     data(command, transfer, settings.page, access, memory, list)?;
     let fua = io.flags.fua() || (writes && !settings.write_cache);
@@ -270,7 +270,7 @@ fn dataset_management(
     let count = DatasetDword10::from_bits(command.cdw10).ranges();
     let bytes = count as u64 * steps::DATASET_RANGE;
     let transfer = transfer(bytes, settings)?;
-    data(command, transfer, settings.page, Access::Read, memory, list)?;
+    data(command, transfer, settings.page, Access::READ, memory, list)?;
     Ok(Work::Steps(Ranges::Deallocate(count)))
 }
 
@@ -294,7 +294,7 @@ fn copy(
     }
     let bytes = count as u64 * steps::COPY_RANGE;
     let transfer = transfer(bytes, settings)?;
-    data(command, transfer, settings.page, Access::Read, memory, list)?;
+    data(command, transfer, settings.page, Access::READ, memory, list)?;
     let fua = flags.fua() || !settings.write_cache;
     Ok(Work::Steps(Ranges::Copy { count, destination: command.slba(), fua }))
 }

@@ -148,20 +148,20 @@ impl Steps {
             }
             let io = Io { op: Op::Copy, fua, deallocate: false, offset, length, source };
             self.push(Step { namespace: index, io });
-            target = target
-                .checked_add(entry.blocks())
-                .ok_or(Status::LBA_OUT_OF_RANGE.with_dnr())?;
+            target =
+                target.checked_add(entry.blocks()).ok_or(Status::LBA_OUT_OF_RANGE.with_dnr())?;
         }
         let steps = &self.steps[..self.used];
-        let (first, total) =
-            (steps.first().map_or(0, |step| step.io.offset), steps.iter().map(|s| s.io.length).sum::<u64>());
+        let (first, total) = (
+            steps.first().map_or(0, |step| step.io.offset),
+            steps.iter().map(|s| s.io.length).sum::<u64>(),
+        );
         if total > COPY_BYTES {
             return Err(too_much);
         }
         // The destination as a whole: a source that an earlier step overwrites would be copied wrong when run again.
-        let overlaps = |step: &Step| {
-            step.io.source < first + total && first < step.io.source + step.io.length
-        };
+        let overlaps =
+            |step: &Step| step.io.source < first + total && first < step.io.source + step.io.length;
         if steps.iter().any(overlaps) {
             return Err(Status::INVALID_FIELD.with_dnr());
         }
