@@ -238,6 +238,11 @@ impl Client {
                 .map_err(|source| ClientError::Exchange { command, source })?;
             if message.header.is_command() {
                 self.answer(&message)?;
+                // A server that never stops asking does not keep the caller for ever.
+                if Instant::now() >= deadline {
+                    let source = SocketError::TimedOut { waited: self.timeout };
+                    return Err(ClientError::Exchange { command, source });
+                }
                 continue;
             }
             let Some(oldest) = self.outstanding.pop_front() else { break };

@@ -247,6 +247,24 @@ fn client_answers_the_servers_dma_while_it_waits() {
 }
 
 #[test]
+fn server_that_never_stops_asking_is_given_up_in_time() {
+    let (stream, server) = UnixStream::pair().unwrap();
+    let server = Connection::new(server);
+    let thread = std::thread::spawn(move || {
+        let request = DmaRequest::Read { iova: Iova(0), count: 4 }.encode(0, 4096).unwrap();
+        while server.send(&request, &[], WAIT).is_ok() && server.receive(WAIT).is_ok() {}
+    });
+    let mut client = Client::new(stream);
+    client.set_timeout(Duration::from_millis(50));
+    let result = client.reset();
+    let timed_out =
+        matches!(result, Err(ClientError::Exchange { source: SocketError::TimedOut { .. }, .. }));
+    assert!(timed_out, "{result:?}");
+    drop(client);
+    thread.join().unwrap();
+}
+
+#[test]
 fn peeked_message_stays_until_it_is_consumed_and_gives_its_descriptors_each_time() {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let (ours, theirs) = (Connection::new(ours), Connection::new(theirs));
