@@ -20,3 +20,5 @@ pub mod ring;
 pub mod segment;
 pub mod sigbus;
 pub mod sync;
+
+pub use iova::Iova;

@@ -1,0 +1,177 @@
+//! A controller without its I/O: registers, admin queue, what the workers are told, what the host is told.
+//!
+//! Nothing here waits, reads a clock or touches a descriptor. Whoever owns the controller calls it with a [`Context`]
+//! and carries out the [`Effect`]s. What a worker has to know is written into the controller segment, its version is
+//! raised, and whatever must not be seen before the workers took it over (CSTS.RDY going to 0, the completion of a
+//! queue's creation, a namespace's format) stays pending until [`Controller::poll`] finds their acknowledgement in
+//! the queues segments. So the owner calls `poll` whenever a worker kicked it, and from time to time while
+//! [`Controller::is_waiting`].
+
+mod config;
+pub(crate) mod doorbell;
+mod effect;
+mod lifecycle;
+mod namespaces;
+pub(crate) mod state;
+pub(crate) mod work;
+
+pub use config::{ConfigError, ControllerConfig};
+pub use effect::{Context, Effect, Request, Ticket, WorkerSeat};
+pub use lifecycle::ResetKind;
+
+use crate::admin::feature::Features;
+use crate::admin::queue_pair::AdminQueue;
+use crate::error::ErrorLog;
+use crate::range_list::{RangeList, ranges_for};
+use crate::register::Registers;
+use ipc::layout::controller::ControllerLayout;
+use ipc::segment::Segment;
+use namespaces::Seen;
+use nvme_spec::ControllerId;
+use state::State;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use work::Work;
+
+/// A controller.
+pub struct Controller {
+    pub(crate) config: ControllerConfig,
+    pub(crate) segment: Arc<Segment<ControllerLayout>>,
+    pub(crate) state: State,
+    pub(crate) registers: Registers,
+    pub(crate) admin: AdminQueue,
+    pub(crate) features: Features,
+    pub(crate) errors: ErrorLog,
+    pub(crate) work: Vec<Work>,
+    pub(crate) seen: Vec<Seen>,
+    pub(crate) life: Life,
+    pub(crate) ranges: RangeList,
+    next_ticket: u64,
+}
+
+/// What SMART / Health tells of the controller's life.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Life {
+    /// Clients that came.
+    pub power_cycles: u64,
+    /// Clients that went without a shutdown.
+    pub unsafe_shutdowns: u64,
+    /// When the controller was made.
+    pub born: Option<Duration>,
+}
+
+impl Controller {
+    /// A controller that is powered off, in a segment that no worker serves yet. The segment's rows are written here,
+    /// for the namespaces once [`Controller::power_on`] is called.
+    ///
+    /// # Errors
+    /// A configuration that no controller can have.
+    pub fn new(
+        config: ControllerConfig,
+        segment: Arc<Segment<ControllerLayout>>,
+    ) -> Result<Self, ConfigError> {
+        config.check()?;
+        let ranges = RangeList::with_capacity(ranges_for(config.max_transfer));
+        let controller = Self {
+            config,
+            segment,
+            state: State::Disabled,
+            registers: Registers::default(),
+            admin: AdminQueue::default(),
+            features: Features::default(),
+            errors: ErrorLog::default(),
+            work: Vec::new(),
+            seen: namespaces::nothing_seen(),
+            life: Life::default(),
+            ranges,
+            next_ticket: 1,
+        };
+        controller.clear_rows();
+        controller.store_settings();
+        controller.store_registers();
+        Ok(controller)
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &ControllerConfig {
+        &self.config
+    }
+
+    /// Controller identifier (CNTLID).
+    pub fn id(&self) -> ControllerId {
+        self.config.id
+    }
+
+    /// The segment that workers map.
+    pub fn segment(&self) -> &Arc<Segment<ControllerLayout>> {
+        &self.segment
+    }
+
+    /// Whether CSTS.RDY is 1.
+    pub fn is_ready(&self) -> bool {
+        self.state.is_ready()
+    }
+
+    /// Whether CSTS.CFS is 1.
+    pub fn is_failed(&self) -> bool {
+        matches!(self.state, State::Failed { .. })
+    }
+
+    /// Whether a reset or a shutdown is under way: workers may still have commands in flight. An FLR, DEVICE_RESET or
+    /// disconnect is complete when this is false.
+    pub fn is_draining(&self) -> bool {
+        matches!(self.state, State::Resetting { .. } | State::ShuttingDown { .. })
+    }
+
+    /// Whether something waits that no message of the client's will move on: workers' acknowledgements, a request to
+    /// the backend, a completion queue that is full. Call [`Controller::poll`] at every kick, and every millisecond or
+    /// so while this is true.
+    pub fn is_waiting(&self) -> bool {
+        self.is_draining() || !self.work.is_empty() || self.admin.has_backlog()
+    }
+
+    /// Whether every attached worker has taken over everything that was written so far: what was removed before has
+    /// nothing in flight any more.
+    pub fn is_settled(&self, workers: &[WorkerSeat]) -> bool {
+        let version = self.segment.signals.version.load(Ordering::Relaxed);
+        !self.is_draining() && self.acknowledged(workers, version)
+    }
+
+    /// Looks at what workers acknowledged and reported, and goes on with whatever waited for it. Cheap; to be called
+    /// at every kick, after a worker's seat changed, and while [`Controller::is_waiting`].
+    pub fn poll(&mut self, cx: &mut Context<'_>) {
+        self.collect_reports(cx);
+        self.advance_state(cx);
+        self.advance_work(cx);
+        self.deliver(cx);
+    }
+
+    /// The answer to an [`Effect::Request`]. A failure is what the host is told.
+    pub fn complete(
+        &mut self,
+        ticket: Ticket,
+        outcome: Result<(), nvme_spec::Status>,
+        cx: &mut Context<'_>,
+    ) {
+        self.answer(ticket, outcome, cx);
+        self.poll(cx);
+    }
+
+    /// Raises the version after rows or settings changed, and has the workers look.
+    pub(crate) fn publish(&mut self, cx: &mut Context<'_>) -> u64 {
+        cx.effect(Effect::KickWorkers);
+        // Release: pairs with the worker's Acquire of the version.
+        self.segment.signals.version.fetch_add(1, Ordering::Release) + 1
+    }
+
+    pub(crate) fn ticket(&mut self) -> Ticket {
+        self.next_ticket += 1;
+        Ticket(self.next_ticket)
+    }
+
+    /// Whether every attached worker acknowledged `version`.
+    pub(crate) fn acknowledged(&self, workers: &[WorkerSeat], version: u64) -> bool {
+        workers.iter().all(|seat| seat.has_acknowledged(version))
+    }
+}
