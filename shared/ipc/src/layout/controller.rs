@@ -67,7 +67,8 @@ pub enum ControllerState {
     Disabled = 0,
     /// CSTS.RDY is 1.
     Enabled = 1,
-    /// Failed (CSTS.CFS) or shut down: nothing is fetched until the next reset.
+    /// Failed (CSTS.CFS) or shutting down: nothing is fetched until the next reset. The version that says so is
+    /// acknowledged when nothing is in flight.
     Stopped = 2,
 }
 
@@ -154,7 +155,8 @@ pub struct CompletionQueueRow {
 
 /// Bits of [`NamespaceRow::flags`].
 pub mod namespace_flags {
-    /// Writes are refused with Namespace Is Write Protected.
+    /// Writes are refused with Namespace Is Write Protected. The version that sets it is acknowledged when no write to
+    /// the namespace is in flight.
     pub const WRITE_PROTECTED: u32 = 1;
     /// A format is under way: I/O is refused with Format In Progress. The version that sets it is acknowledged when
     /// nothing of the namespace is in flight.
