@@ -4,7 +4,7 @@
 //! the length alone, so a list cannot make the walk go on: a chained list needs an entry of the page before, and each
 //! page after the first brings all the entries that fit it.
 
-use crate::range_list::RangeList;
+use crate::range_list::{RangeList, fault_status};
 use ipc::guest_memory::{Access, GuestMemory};
 use nvme_spec::{Iova, Status};
 use zerocopy::IntoBytes;
@@ -107,9 +107,7 @@ fn walk_list(
         while left > 0 {
             let count = left.min(CHUNK as u64) as usize;
             let chunk = &mut entries[..count];
-            memory
-                .read(ipc::iova::Iova(at), chunk.as_mut_bytes())
-                .map_err(|_| Status::DATA_TRANSFER_ERROR.with_dnr())?;
+            memory.read(ipc::iova::Iova(at), chunk.as_mut_bytes()).map_err(fault_status)?;
             at = at.wrapping_add(count as u64 * ENTRY);
             left -= count as u64;
             for (index, &entry) in chunk.iter().enumerate() {

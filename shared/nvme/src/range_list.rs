@@ -1,7 +1,7 @@
 //! The memory of one command: host ranges in order, in a list that its owner reuses. On the hot path: nothing here
 //! allocates after [`RangeList::with_capacity`].
 
-use ipc::guest_memory::{Access, GuestMemory, MemRange, RegionId};
+use ipc::guest_memory::{Access, DmaFault, DmaFaultKind, GuestMemory, MemRange, RegionId};
 use ipc::layout::MAX_REGIONS;
 use nvme_spec::Status;
 
@@ -13,6 +13,19 @@ pub const BIT_BUCKET: RegionId = RegionId(MAX_REGIONS as u32 - 1);
 /// alignment: every page on its own, and one more for a first page that is entered in its middle.
 pub const fn ranges_for(max_transfer: u32) -> usize {
     (max_transfer >> 12) as usize + 2
+}
+
+/// The status of a command whose memory was not reached: Data Transfer Error; Command Interrupted, without Do Not Retry,
+/// where the table was just being changed.
+#[cold]
+pub(crate) fn fault_status(fault: DmaFault) -> Status {
+    match fault.kind {
+        DmaFaultKind::Busy => Status::COMMAND_INTERRUPTED,
+        DmaFaultKind::Unmapped
+        | DmaFaultKind::Access
+        | DmaFaultKind::NoMemory
+        | DmaFaultKind::RegionMissing => Status::DATA_TRANSFER_ERROR.with_dnr(),
+    }
 }
 
 /// Host ranges of a command's data, in order, with the guest address of each. Its capacity is fixed.
@@ -61,8 +74,8 @@ impl RangeList {
     /// Translates `length` bytes at `iova` and appends them.
     ///
     /// # Errors
-    /// Data Transfer Error if some of it is not memory of the client's or must not be accessed so; Invalid Number of
-    /// SGL Descriptors if the list is full.
+    /// [`fault_status`] if some of it is not memory of the client's or must not be accessed so; Invalid Number of SGL
+    /// Descriptors if the list is full.
     #[inline]
     pub(crate) fn append(
         &mut self,
@@ -78,7 +91,7 @@ impl RangeList {
             at = at.wrapping_add(u64::from(range.len));
         });
         match translated {
-            Err(_) => Err(Status::DATA_TRANSFER_ERROR.with_dnr()),
+            Err(fault) => Err(fault_status(fault)),
             Ok(()) if !fits => Err(Status::INVALID_NUMBER_OF_SGL_DESCRIPTORS.with_dnr()),
             Ok(()) => Ok(()),
         }

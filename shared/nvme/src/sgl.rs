@@ -3,7 +3,7 @@
 //! Descriptors are copied out of guest memory once. A list may say anything, also that its next segment is itself:
 //! the walk counts every descriptor against a bound and ends there.
 
-use crate::range_list::RangeList;
+use crate::range_list::{RangeList, fault_status};
 use ipc::guest_memory::{Access, GuestMemory};
 use nvme_spec::Status;
 use nvme_spec::sgl::{SglDescriptor, SglSubtype, SglType};
@@ -92,9 +92,7 @@ fn walk_segment(
     while unread > 0 {
         let count = unread.min(CHUNK as u32);
         let chunk = &mut chunk[..count as usize];
-        memory
-            .read(ipc::iova::Iova(at), chunk.as_mut_bytes())
-            .map_err(|_| Status::DATA_TRANSFER_ERROR.with_dnr())?;
+        memory.read(ipc::iova::Iova(at), chunk.as_mut_bytes()).map_err(fault_status)?;
         at = at.wrapping_add(u64::from(count * DESCRIPTOR));
         unread -= count;
         for (index, descriptor) in (1..).zip(chunk.iter()) {

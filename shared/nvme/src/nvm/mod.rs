@@ -16,8 +16,8 @@ use crate::prp::{self, PageShift, Prps};
 use crate::range_list::RangeList;
 use crate::sgl;
 use bdev::request::{Op, Request};
-use ipc::guest_memory::{Access, GuestMemory};
-use nvme_spec::command::{Command, Fuse, NvmOpcode, Psdt};
+use ipc::guest_memory::{Access, GuestMemory, MemRange};
+use nvme_spec::command::{Command, NvmOpcode, Psdt};
 use nvme_spec::nvm::{BlockIo, CopyDword12, CopyFormat, DatasetDword10, DatasetDword11};
 use nvme_spec::{BlockCount, Lba, Nsid, Status};
 
@@ -105,11 +105,11 @@ impl Io {
         Self { op, fua: false, deallocate: false, offset, length, source: 0 }
     }
 
-    /// The request, named `tag`.
+    /// The request, with its memory, named `tag`.
     #[inline]
-    pub fn request<'a>(&self, list: &'a RangeList, tag: u32, trace: u64) -> Request<'a> {
+    pub fn request<'a>(&self, ranges: &'a [MemRange], tag: u32, trace: u64) -> Request<'a> {
         let &Self { op, fua, deallocate, offset, length, source } = self;
-        Request { op, fua, deallocate, offset, length, source, ranges: list.ranges(), tag, trace }
+        Request { op, fua, deallocate, offset, length, source, ranges, tag, trace }
     }
 }
 
@@ -183,12 +183,6 @@ pub fn parse_fused(
     let write = blocks(second, namespace, settings, Op::Write, memory, list)
         .map_err(|status| (1, status))?;
     Ok(Io { op: Op::CompareAndWrite, ..write })
-}
-
-/// Whether a command claims to be half of a fused pair.
-#[inline]
-pub fn fuse(command: &Command) -> Fuse {
-    command.fuse()
 }
 
 fn parse_other(
