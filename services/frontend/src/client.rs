@@ -1,0 +1,300 @@
+//! One client of an endpoint, from its connection to the moment when nothing of it is left.
+
+use crate::connection::{Connection, ConnectionError, Incoming};
+use crate::endpoint::Shared;
+use crate::function::Function;
+use crate::link::{Assignment, ClientSeat, Link};
+use ipc::event::EventFd;
+use nvme::Effect;
+use nvme_spec::Status;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc;
+use vfio_user::server::{Deferred, Outcome, Session};
+use vfio_user::version::Limits;
+
+/// How often an act that waits for workers is looked at, besides at every kick.
+const WAITING_TICK: Duration = Duration::from_millis(1);
+/// How often doorbells that no worker watches are looked at.
+const UNWATCHED_TICK: Duration = Duration::from_millis(5);
+/// After how long it is said again that a client's last commands have not ended.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Answers of backends that wait to be taken; a controller has few requests under way.
+const ANSWERS: usize = 64;
+
+/// Why a client could not be served. It is not the client's fault.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The function.
+    #[error(transparent)]
+    Function(#[from] crate::function::FunctionError),
+    /// A segment's descriptor.
+    #[error(transparent)]
+    Segment(#[from] ipc::segment::SegmentError),
+    /// The doorbell page's descriptor.
+    #[error(transparent)]
+    Doorbells(#[from] ipc::doorbell::DoorbellError),
+    /// The kick eventfd.
+    #[error(transparent)]
+    Event(#[from] ipc::event::EventError),
+    /// The runtime.
+    #[error("register with the event loop")]
+    Runtime(#[source] std::io::Error),
+}
+
+/// Serves a client until it leaves, or until the endpoint is to stop; then waits until nothing of it is in flight.
+///
+/// # Errors
+/// [`ClientError`]; the function is as it was before the client.
+pub async fn serve(
+    function: &mut Function,
+    shared: &Shared,
+    socket: OwnedFd,
+    generation: u64,
+) -> Result<(), ClientError> {
+    let kick = EventFd::create()?;
+    let peer_kick = kick.try_clone()?.into_fd();
+    let kick = service::async_fd::register(kick).map_err(ClientError::Runtime)?;
+    let connection =
+        Connection::new(socket, Arc::clone(function.segment())).map_err(ClientError::Runtime)?;
+    let description = function.connect(shared.now())?;
+    let seat = Arc::new(ClientSeat {
+        generation,
+        controller_id: function.segment().id(),
+        name: function.name().to_owned(),
+        segment: function.segment().read_only_fd()?,
+        doorbells: function.doorbells().client_fd()?,
+        kick: peer_kick,
+    });
+    let (answer, answers) = mpsc::channel(ANSWERS);
+    let mut client = Client {
+        function,
+        shared,
+        session: Session::new(description, Limits::default()),
+        connection,
+        deferred: None,
+        seat: Some(seat),
+        handed: 0,
+        answer,
+        answers,
+        kick,
+    };
+    client.assign(true);
+    match client.run().await {
+        Ok(()) => tracing::info!(endpoint = shared.name, "client left"),
+        Err(error) => {
+            tracing::warn!(endpoint = shared.name, error = crate::line(&error), "client dropped");
+        }
+    }
+    client.end().await;
+    Ok(())
+}
+
+struct Client<'a> {
+    function: &'a mut Function,
+    shared: &'a Shared,
+    session: Session,
+    connection: Connection,
+    deferred: Option<Deferred>,
+    seat: Option<Arc<ClientSeat>>,
+    /// [`crate::function::Wanted::number`] that the links were given.
+    handed: u64,
+    answer: mpsc::Sender<(nvme::Ticket, Result<(), Status>)>,
+    answers: mpsc::Receiver<(nvme::Ticket, Result<(), Status>)>,
+    kick: AsyncFd<EventFd>,
+}
+
+/// Why a client's task woke up.
+enum Event {
+    /// A message, or none because the client left or the endpoint is to stop.
+    Message(Option<Incoming>),
+    /// A worker kicked or made progress, or it is time to look.
+    Look,
+    /// Namespaces changed.
+    SubsystemChanged,
+    /// Another controller reset the subsystem.
+    SubsystemReset,
+    /// A backend's answer.
+    Answer(nvme::Ticket, Result<(), Status>),
+}
+
+impl Client<'_> {
+    /// Until the client leaves or the endpoint is to stop.
+    async fn run(&mut self) -> Result<(), ConnectionError> {
+        let mut changes = self.shared.subsystem.changes();
+        let mut resets = self.shared.subsystem.resets();
+        let mut stop = self.shared.stop.subscribe();
+        if *stop.borrow_and_update() {
+            return Ok(());
+        }
+        loop {
+            let tick = self.tick();
+            let event = tokio::select! {
+                message = self.connection.receive_unless(self.deferred.is_some()) => {
+                    Event::Message(message?)
+                }
+                _ = kicked(&self.kick) => Event::Look,
+                () = self.shared.notify.notified() => Event::Look,
+                _ = changes.changed() => Event::SubsystemChanged,
+                _ = resets.changed() => Event::SubsystemReset,
+                Some((ticket, outcome)) = self.answers.recv() => Event::Answer(ticket, outcome),
+                () = tokio::time::sleep(tick.unwrap_or_default()), if tick.is_some() => Event::Look,
+                _ = stop.changed() => Event::Message(None),
+            };
+            match event {
+                Event::Message(Some(message)) => self.handle(message).await?,
+                Event::Message(None) => return Ok(()),
+                Event::SubsystemChanged => self.function.subsystem_changed(),
+                Event::SubsystemReset => self.function.subsystem_reset(),
+                Event::Answer(ticket, outcome) => self.function.complete(ticket, outcome),
+                Event::Look => {}
+            }
+            self.advance().await?;
+            let change = *changes.borrow();
+            if self.function.is_settled() && !changes.has_changed().unwrap_or(false) {
+                self.shared.settled.send_replace(change);
+            }
+        }
+    }
+
+    /// How long nothing but an event is waited for; `None` for ever.
+    fn tick(&self) -> Option<Duration> {
+        if self.function.is_waiting() {
+            Some(WAITING_TICK)
+        } else if !self.function.is_watched() {
+            Some(UNWATCHED_TICK)
+        } else {
+            None
+        }
+    }
+
+    async fn handle(&mut self, message: Incoming) -> Result<(), ConnectionError> {
+        let Incoming { header, body, fds } = message;
+        let outcome = self.session.handle(&header, &body, fds, self.function);
+        self.conclude(outcome).await
+    }
+
+    /// Takes the workers' progress over, goes on with what waits, carries effects out.
+    async fn advance(&mut self) -> Result<(), ConnectionError> {
+        self.look_at_workers();
+        if let Some(result) = self.function.poll(self.shared.now())
+            && let Some(deferred) = self.deferred.take()
+        {
+            let outcome = self.session.finish(deferred, result, self.function);
+            self.conclude(outcome).await?;
+        }
+        self.carry_out();
+        if self.handed != self.function.wanted().number {
+            self.assign(true);
+        }
+        Ok(())
+    }
+
+    async fn conclude(&mut self, outcome: Outcome) -> Result<(), ConnectionError> {
+        // Workers are told before the client is: what it is told stands then.
+        self.carry_out();
+        match outcome {
+            Outcome::Reply(reply) => self.connection.answer(Some(&reply)).await,
+            Outcome::Silent => self.connection.answer(None).await,
+            Outcome::Deferred(deferred) => {
+                self.deferred = Some(deferred);
+                Ok(())
+            }
+        }
+    }
+
+    fn look_at_workers(&mut self) {
+        let generation = self.seat.as_ref().map(|seat| seat.generation);
+        for (index, link) in self.shared.links.iter().enumerate() {
+            let progress = link.progress();
+            let serving = progress.serving.is_some() && progress.serving == generation;
+            self.function.worker_changed(index, serving.then_some(progress.handed));
+        }
+    }
+
+    fn carry_out(&mut self) {
+        for effect in self.function.take_effects() {
+            match effect {
+                Effect::KickWorkers => self.shared.links.iter().for_each(kick_worker),
+                Effect::SubsystemChanged => {
+                    self.shared.subsystem.announce_change();
+                }
+                Effect::SubsystemReset => self.shared.subsystem.announce_reset(),
+                Effect::Request { ticket, request } => {
+                    let backends = Arc::clone(&self.shared.backends);
+                    let subsystem = Arc::clone(&self.shared.subsystem);
+                    let answer = self.answer.clone();
+                    tokio::spawn(async move {
+                        let outcome = backends.carry_out(&subsystem, request).await;
+                        // An error means that the client is gone: nobody wants to know.
+                        answer.send((ticket, outcome)).await.ok();
+                    });
+                }
+                // Signalled by the function itself.
+                Effect::Signal { .. } => {}
+            }
+        }
+    }
+
+    /// States to every worker what it is to serve.
+    fn assign(&mut self, serve: bool) {
+        let wanted = self.function.wanted().clone();
+        self.handed = wanted.number;
+        let client = self.seat.clone().filter(|_| serve);
+        for link in &self.shared.links {
+            link.assign(Assignment { client: client.clone(), wanted: wanted.clone() });
+        }
+    }
+
+    /// The client is gone: waits until nothing of it is in flight, then has the workers let go of it.
+    async fn end(mut self) {
+        self.function.disconnect(self.shared.now());
+        let mut waited = Duration::ZERO;
+        loop {
+            self.look_at_workers();
+            self.function.poll(self.shared.now());
+            self.carry_out();
+            if self.function.is_quiet() {
+                break;
+            }
+            tokio::select! {
+                _ = kicked(&self.kick) => {}
+                () = self.shared.notify.notified() => {}
+                () = tokio::time::sleep(WAITING_TICK) => waited += WAITING_TICK,
+            }
+            if waited >= PATIENCE {
+                waited = Duration::ZERO;
+                tracing::warn!(endpoint = self.shared.name, "commands of the last client are still in flight");
+            }
+        }
+        self.assign(false);
+        while self.shared.links.iter().any(|link| link.progress().serving.is_some()) {
+            tokio::select! {
+                () = self.shared.notify.notified() => {}
+                () = tokio::time::sleep(UNWATCHED_TICK) => {}
+            }
+        }
+        self.seat = None;
+        self.look_at_workers();
+        self.function.forget_memory();
+        self.shared.settled.send_replace(u64::MAX);
+    }
+}
+
+fn kick_worker(link: &Link) {
+    if let Some(kick) = link.progress().kick
+        && let Err(error) = kick.signal()
+    {
+        tracing::warn!(error = crate::line(&error), "worker not woken");
+    }
+}
+
+async fn kicked(kick: &AsyncFd<EventFd>) {
+    if let Ok(mut guard) = kick.readable().await {
+        // An error would show at the next read as well; the counter's value does not matter.
+        kick.get_ref().drain().ok();
+        guard.clear_ready();
+    }
+}

@@ -1,0 +1,99 @@
+//! MSI-X vectors: their eventfds as the client sets them, and what was fired before it did.
+
+use super::{Function, client_event};
+use ipc::event::EventFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use vfio_user::Errno;
+use vfio_user::irq::{IrqAction, IrqIndex, IrqRequest, VectorRange, Vectors};
+use vfio_user::pci::msix::Msix;
+use vfio_user::server::Act;
+
+/// The vectors, and the client's REQ eventfd.
+pub(super) struct Interrupts {
+    vectors: Vectors,
+    request: Vectors,
+    count: u32,
+}
+
+impl Interrupts {
+    pub(super) fn new(count: u32) -> Self {
+        Self { vectors: Vectors::new(count), request: Vectors::new(1), count }
+    }
+
+    /// Forgets a client's eventfds, masks and what is latched.
+    pub(super) fn clear(&mut self) {
+        *self = Self::new(self.count);
+    }
+
+    /// Fires a vector: signals its eventfd, or latches it and shows it as pending.
+    pub(super) fn fire(&mut self, vector: u32, msix: &mut Msix) {
+        match self.vectors.fire(vector) {
+            Some(eventfd) => signal(&eventfd),
+            None => msix.set_pending(vector as u16, true),
+        }
+    }
+
+    fn table(&mut self, irq: IrqIndex) -> Option<&mut Vectors> {
+        match irq {
+            IrqIndex::MSIX => Some(&mut self.vectors),
+            IrqIndex::REQ => Some(&mut self.request),
+            _ => None,
+        }
+    }
+
+    /// The eventfds that workers may signal: none while a vector is masked.
+    fn eventfds(&self) -> Vec<Option<Arc<OwnedFd>>> {
+        (0..self.count)
+            .map(|vector| self.vectors.eventfd(vector).filter(|_| !self.vectors.masked(vector)))
+            .map(|eventfd| eventfd.cloned())
+            .collect()
+    }
+}
+
+impl Function {
+    /// Carries SET_IRQS out: here for the admin queue's vector, by [`super::Wanted`] for the workers.
+    pub(super) fn set_interrupts(&mut self, request: IrqRequest) -> Result<Act, Errno> {
+        let request = checked(request)?;
+        let irq = request.irq();
+        let table = self.interrupts.table(irq).ok_or(Errno::EINVAL)?;
+        let change = table.apply(request);
+        if irq != IrqIndex::MSIX {
+            return Ok(Act::Completed);
+        }
+        for vector in change.changed.iter().flat_map(|range: &VectorRange| range.vectors()) {
+            self.msix.set_pending(vector as u16, self.interrupts.vectors.pending(vector));
+        }
+        for &vector in &change.signal {
+            if let Some(eventfd) = self.interrupts.vectors.eventfd(vector) {
+                signal(eventfd);
+            }
+        }
+        if change.changed.is_some() {
+            self.wanted.vectors = self.interrupts.eventfds();
+            self.wanted.number += 1;
+        }
+        // A worker that does not know a vector yet latches it: nothing to wait for.
+        Ok(Act::Completed)
+    }
+}
+
+/// The request, if every descriptor that it brings for an interrupt is an eventfd.
+fn checked(request: IrqRequest) -> Result<IrqRequest, Errno> {
+    match request {
+        IrqRequest::Assign { irq, action: IrqAction::Trigger, range, eventfds } => {
+            let eventfds = eventfds
+                .into_iter()
+                .map(|fd| client_event(fd).map(EventFd::into_fd))
+                .collect::<Result<Vec<_>, _>>()?;
+            Ok(IrqRequest::Assign { irq, action: IrqAction::Trigger, range, eventfds })
+        }
+        other => Ok(other),
+    }
+}
+
+fn signal(eventfd: &Arc<OwnedFd>) {
+    if let Err(error) = ipc::event::signal(eventfd.as_fd()) {
+        tracing::warn!(%error, "interrupt not delivered");
+    }
+}

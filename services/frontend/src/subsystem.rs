@@ -1,0 +1,86 @@
+//! A subsystem as the controllers of this process share it: the namespaces, what is stored of them, and the news of
+//! their change.
+
+use crate::store::{Changes, Store, StoreError};
+use nvme::Subsystem;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::watch;
+
+/// A shared subsystem.
+pub struct SharedSubsystem {
+    name: String,
+    subsystem: Arc<Mutex<Subsystem>>,
+    store: Mutex<Store>,
+    changes: watch::Sender<u64>,
+    resets: watch::Sender<u64>,
+}
+
+impl SharedSubsystem {
+    /// A subsystem and the file of what its hosts changed.
+    pub fn new(name: String, subsystem: Subsystem, store: Store) -> Self {
+        Self {
+            name,
+            subsystem: Arc::new(Mutex::new(subsystem)),
+            store: Mutex::new(store),
+            changes: watch::Sender::new(0),
+            resets: watch::Sender::new(0),
+        }
+    }
+
+    /// Its name in the configuration.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The subsystem, for its controllers.
+    pub fn subsystem(&self) -> &Arc<Mutex<Subsystem>> {
+        &self.subsystem
+    }
+
+    /// The subsystem itself; not to be held across an await.
+    pub fn lock(&self) -> MutexGuard<'_, Subsystem> {
+        crate::function::lock(&self.subsystem)
+    }
+
+    /// What a host changed of a namespace.
+    pub fn stored(&self, nsid: u32, bdev: &str) -> Changes {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner).changes(nsid, bdev)
+    }
+
+    /// Stores a change of a namespace durably.
+    ///
+    /// # Errors
+    /// [`StoreError`]; nothing changed.
+    pub fn change(
+        &self,
+        nsid: u32,
+        bdev: &str,
+        change: impl FnOnce(&mut Changes),
+    ) -> Result<(), StoreError> {
+        let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut changes = store.changes(nsid, bdev);
+        change(&mut changes);
+        store.put(nsid, changes)
+    }
+
+    /// Tells every controller that namespaces changed. Returns the change's number.
+    pub fn announce_change(&self) -> u64 {
+        self.changes.send_modify(|number| *number += 1);
+        *self.changes.borrow()
+    }
+
+    /// Has every controller of the subsystem reset.
+    pub fn announce_reset(&self) {
+        self.resets.send_modify(|number| *number += 1);
+    }
+
+    /// Changes, by number.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Subsystem resets, by number.
+    pub fn resets(&self) -> watch::Receiver<u64> {
+        self.resets.subscribe()
+    }
+}
