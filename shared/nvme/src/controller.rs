@@ -57,8 +57,10 @@ pub(crate) struct Life {
     pub power_cycles: u64,
     /// Clients that went without a shutdown.
     pub unsafe_shutdowns: u64,
-    /// When the controller was made.
+    /// When the first client came.
     pub born: Option<Duration>,
+    /// The client is gone, but may have commands in flight.
+    pub leaving: bool,
 }
 
 impl Controller {
@@ -129,6 +131,12 @@ impl Controller {
     /// so while this is true.
     pub fn is_waiting(&self) -> bool {
         self.is_draining() || !self.work.is_empty() || self.admin.has_backlog()
+    }
+
+    /// Whether requests to backends are unanswered. They outlive a reset and the client: a namespace stays closed until
+    /// its format is answered, so the owner calls [`Controller::complete`] also after the client left.
+    pub fn has_requests(&self) -> bool {
+        self.work.iter().any(Work::awaits_backend)
     }
 
     /// Whether every attached worker has taken over everything that was written so far: what was removed before has

@@ -244,9 +244,9 @@ impl Subsystem {
         }
     }
 
-    /// Starts a format: every controller has to drain the namespace first.
+    /// Starts a format: every controller that has a client has to drain the namespace first.
     pub(crate) fn begin_format(&mut self, nsid: Nsid) {
-        let waiting = self.controllers.clone();
+        let waiting = self.connected.clone();
         if let Some(namespace) = self.namespace_mut(nsid) {
             namespace.formatting = Some(waiting);
             self.touch(nsid);

@@ -41,7 +41,7 @@ impl Controller {
     ) -> Result<Outcome, Status> {
         let asked = GetLogPage::parse(command);
         // Offsets count bytes, in dwords; no page is a list to be indexed (IOS 0 in page 00h).
-        if asked.ot || asked.lpo % 4 != 0 {
+        if asked.ot || !asked.lpo.is_multiple_of(4) {
             return Err(INVALID_FIELD);
         }
         let page = self.log_page(&asked, command.nsid, cx)?;

@@ -196,7 +196,7 @@ impl Controller {
     fn post(&mut self, outgoing: Outgoing, cx: &mut Context<'_>) -> bool {
         let entries = u64::from(self.admin.cq_entries.max(1));
         let slot = self.admin.posted % entries;
-        let phase = (self.admin.posted / entries) % 2 == 0;
+        let phase = (self.admin.posted / entries).is_multiple_of(2);
         let head = self.admin.fetched % u64::from(self.admin.sq_entries.max(1));
         let Outgoing { cid, dw0, status } = outgoing;
         let entry = Completion::new(QueueId::ADMIN, cid, head as u16, status)

@@ -26,6 +26,7 @@ pub enum ResetKind {
 impl Controller {
     /// A client came: the namespaces are put into the segment, the controller waits to be enabled.
     pub fn power_on(&mut self, cx: &mut Context<'_>) {
+        self.leave(cx);
         self.life.power_cycles += 1;
         self.life.born.get_or_insert(cx.now);
         cx.subsystem.connected(self.config.id);
@@ -48,14 +49,11 @@ impl Controller {
         };
         if kind == ResetKind::Disconnect {
             self.life.unsafe_shutdowns += u64::from(was_up);
-            if cx.subsystem.disconnected(self.config.id) {
-                cx.effect(Effect::SubsystemChanged);
-                self.synchronise(None, cx);
-            }
+            self.life.leaving = true;
         }
         self.admin = AdminQueue::default();
         self.features = Features::default();
-        self.abandon_work();
+        self.abandon_work(cx);
         self.forget_events();
         self.clear_rows();
         self.store_settings();
@@ -138,6 +136,8 @@ impl Controller {
                 }
                 cx.doorbells.clear();
                 self.state = self.state.after(Event::Drained);
+                self.drained_everywhere(cx);
+                self.leave(cx);
                 if self.registers.cc.en() {
                     self.enable(cx);
                 }
@@ -171,6 +171,14 @@ impl Controller {
             self.state = self.state.after(Event::Flushed(Flush::Done));
         }
         asked
+    }
+
+    /// Nothing of a client that left is in flight any more. With the last one the subsystem loses power.
+    fn leave(&mut self, cx: &mut Context<'_>) {
+        if std::mem::take(&mut self.life.leaving) && cx.subsystem.disconnected(self.config.id) {
+            cx.effect(Effect::SubsystemChanged);
+            self.synchronise(None, cx);
+        }
     }
 
     /// Frees every queue's row.

@@ -87,6 +87,13 @@ pub(crate) enum Step {
     },
 }
 
+impl Work {
+    /// Whether a backend is at it.
+    pub(crate) fn awaits_backend(&self) -> bool {
+        matches!(self.step, Step::Formatting(..) | Step::Flushing(_) | Step::Protecting { .. })
+    }
+}
+
 /// A format to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Format {
@@ -137,18 +144,35 @@ impl Controller {
         }
     }
 
-    /// What a reset leaves of the work: what the subsystem, not the command, waits for.
-    pub(crate) fn abandon_work(&mut self) {
-        self.work.retain_mut(|work| {
+    /// What a reset leaves of the work: what a backend does already. A format that is not that far does not happen.
+    pub(crate) fn abandon_work(&mut self, cx: &mut Context<'_>) {
+        let mut work = std::mem::take(&mut self.work);
+        for abandoned in &work {
+            if let Step::FormatDraining(format) = abandoned.step {
+                cx.subsystem.end_format(format.nsid, None);
+                cx.effect(Effect::SubsystemChanged);
+            }
+        }
+        work.retain_mut(|work| {
             work.cid = None;
-            matches!(
-                work.step,
-                Step::Draining { .. }
-                    | Step::FormatDraining(_)
-                    | Step::Formatting(..)
-                    | Step::Protecting { .. }
-            )
+            work.awaits_backend() || matches!(work.step, Step::Draining { .. })
         });
+        self.work = work;
+        self.synchronise(None, cx);
+    }
+
+    /// A reset is complete, so no namespace has anything of this controller in flight.
+    pub(crate) fn drained_everywhere(&mut self, cx: &mut Context<'_>) {
+        let drained: Vec<Nsid> = self
+            .work
+            .iter()
+            .filter_map(|work| match work.step {
+                Step::Draining { nsid, .. } => Some(nsid),
+                _ => None,
+            })
+            .collect();
+        drained.into_iter().for_each(|nsid| self.drained(nsid, cx));
+        self.work.retain(|work| !matches!(work.step, Step::Draining { .. }));
     }
 
     /// A backend's answer.
