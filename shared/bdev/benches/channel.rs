@@ -38,7 +38,10 @@ fn main() -> Result<()> {
     row("malloc lease, 4 KiB random read", &measure(&mut lease, &table, Op::Read, 1 << 17));
     row("malloc lease, the same, next prefetched", &measure_prefetched(&mut lease, &table)?);
     row("malloc lease, 4 KiB random write", &measure(&mut lease, &table, Op::Write, 1 << 17));
-    row("malloc owner, the same without the gate", &measure(&mut owner, &table, Op::Write, 1 << 17));
+    row(
+        "malloc owner, the same without the gate",
+        &measure(&mut owner, &table, Op::Write, 1 << 17),
+    );
     row("malloc lease, write of 0 bytes (gate)", &measure_empty(&mut lease, &table));
     row("malloc owner, write of 0 bytes (no gate)", &measure_empty(&mut owner, &table));
 

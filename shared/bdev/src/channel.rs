@@ -1,11 +1,14 @@
 //! One worker's handle of a block device. On the hot path: a request to a null or malloc lease is a match and a copy,
 //! without allocation, lock or dynamic call.
 
+use crate::fault::FaultChannel;
+use crate::file::FileDevice;
 use crate::malloc::MallocChannel;
 use crate::null::NullChannel;
 use crate::request::{Outcome, Request};
 use crate::ring::client::RingChannel;
 use ipc::guest_memory::RegionTable;
+use std::os::fd::BorrowedFd;
 
 /// What became of a request that was submitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +74,11 @@ pub trait Channel {
     /// After the caller slept: completions need no signal any more.
     fn unpark(&mut self) {}
 
+    /// A descriptor that is readable when there is something to poll, for channels that have one of their own.
+    fn event(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
     /// The peer is dead: every outstanding request, and every later one, ends with
     /// [`crate::request::ErrorKind::Gone`].
     fn is_gone(&self) -> bool {
@@ -86,6 +94,10 @@ pub enum AnyChannel {
     Malloc(MallocChannel),
     /// Ring: a backend serves it.
     Ring(RingChannel),
+    /// The backend's own channel of a file.
+    File(Box<FileDevice>),
+    /// Any of them, with faults; for tests.
+    Fault(FaultChannel),
 }
 
 macro_rules! dispatch {
@@ -94,6 +106,8 @@ macro_rules! dispatch {
             AnyChannel::Null($channel) => $call,
             AnyChannel::Malloc($channel) => $call,
             AnyChannel::Ring($channel) => $call,
+            AnyChannel::File($channel) => $call,
+            AnyChannel::Fault($channel) => $call,
         }
     };
 }
@@ -142,6 +156,11 @@ impl Channel for AnyChannel {
     #[inline]
     fn unpark(&mut self) {
         dispatch!(self, channel => channel.unpark());
+    }
+
+    #[inline]
+    fn event(&self) -> Option<BorrowedFd<'_>> {
+        dispatch!(self, channel => channel.event())
     }
 
     #[inline]

@@ -72,8 +72,9 @@ impl ErrorKind {
             Errno::EROFS | Errno::EPERM | Errno::EBADF => Self::ReadOnly,
             Errno::EFAULT => Self::Fault,
             Errno::EOPNOTSUPP | Errno::ENOSYS => Self::Unsupported,
-            Errno::EAGAIN | Errno::ENOMEM | Errno::EBUSY => Self::Busy,
+            Errno::EAGAIN | Errno::EINTR | Errno::ENOMEM | Errno::EBUSY => Self::Busy,
             Errno::ENXIO | Errno::ENODEV => Self::Gone,
+            Errno::EINVAL => Self::Invalid,
             Errno::EIO | Errno::EREMOTEIO | Errno::EUCLEAN => Self::Medium,
             _ => Self::Internal,
         }

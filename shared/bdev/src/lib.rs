@@ -10,6 +10,8 @@
 
 pub mod channel;
 pub mod error;
+pub mod fault;
+pub mod file;
 pub mod malloc;
 pub mod null;
 pub mod request;
