@@ -1,7 +1,7 @@
 //! Opening a file: creation, lock, size, and what its O_DIRECT asks for.
 
-use super::Alignment;
-use super::buffer::OwnBuffer;
+use super::buffer::{BUFFER_ALIGN, OwnBuffer};
+use super::{Alignment, uring};
 use crate::error::{Error, ErrorKind};
 use nix::errno::Errno;
 use nix::sys::uio::pread;
@@ -13,9 +13,8 @@ use std::time::{Duration, Instant};
 
 /// Smallest unit in which a size is served: the smallest logical block.
 const SIZE_UNIT: u64 = 512;
-/// Units and memory alignments that are tried with O_DIRECT, in this order.
+/// Units that are tried with O_DIRECT where the kernel does not tell, in this order.
 const UNITS: [u64; 2] = [512, 4096];
-const MEMORY_ALIGNMENTS: [u64; 3] = [4, 512, 4096];
 /// Pause between two tries for the lock.
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
@@ -69,7 +68,7 @@ impl FileOptions {
         let block_device = kind.is_block_device();
         let may_grow = !block_device && !self.read_only;
         let mut size = settle_size(&file, self.size, may_grow, SIZE_UNIT)?;
-        let probed = opened_direct.then(|| probe(&file)).flatten();
+        let probed = opened_direct.then(|| alignment(&file)).flatten();
         let file = match probed {
             // What O_DIRECT asks for is not to be had: the same description without it, so that the lock stays.
             None if opened_direct => without_direct(file)?,
@@ -146,23 +145,30 @@ pub(super) fn settle_size(
     Ok(size)
 }
 
-/// The smallest unit and memory alignment with which a direct read succeeds; `None` if none does.
-fn probe(file: &File) -> Option<Alignment> {
-    let mut buffer = OwnBuffer::new(3 * 4096);
-    let mut reads = |unit: u64, shift: u64| {
-        let (from, len) = (shift as usize, unit as usize);
-        let Some(part) = buffer.bytes_mut().get_mut(from..from + len) else { return false };
+/// What direct transfers need: what the kernel says, or, before Linux 6.1, the smallest unit that can be read. `None` if
+/// the file cannot do them.
+fn alignment(file: &File) -> Option<Alignment> {
+    match uring::direct_alignment(file) {
+        Some(Alignment { unit: 0, .. } | Alignment { memory: 0, .. }) => None,
+        Some(alignment) => Some(alignment),
+        // A read of a hole succeeds with any memory, so that cannot be found out by trying.
+        None => Some(Alignment { unit: probe_unit(file)?, memory: BUFFER_ALIGN as u64 }),
+    }
+}
+
+fn probe_unit(file: &File) -> Option<u64> {
+    let mut buffer = OwnBuffer::new(BUFFER_ALIGN);
+    let mut reads = |unit: u64| {
+        let Some(part) = buffer.bytes_mut().get_mut(..unit as usize) else { return false };
         loop {
-            match pread(file, part, 0) {
+            match pread(file, &mut *part, 0) {
                 Ok(_) => return true,
                 Err(Errno::EINTR) => {}
                 Err(_) => return false,
             }
         }
     };
-    let unit = UNITS.into_iter().find(|&unit| reads(unit, 0))?;
-    let memory = MEMORY_ALIGNMENTS.into_iter().find(|&shift| reads(unit, shift))?;
-    Some(Alignment { unit, memory })
+    UNITS.into_iter().find(|&unit| reads(unit))
 }
 
 fn without_direct(file: File) -> Result<File, Error> {

@@ -1,7 +1,8 @@
 //! The one place of this crate that holds unsafe code: a submission to io_uring gives pointers to the kernel, and the
-//! memory behind them is kept here until the completion came.
+//! memory behind them is kept here until the completion came. (And statx, which nobody wraps.)
 #![allow(unsafe_code)]
 
+use super::Alignment;
 use super::buffer::Buffers;
 use io_uring::{IoUring, opcode, types};
 use std::fs::File;
@@ -165,4 +166,17 @@ impl Drop for Uring {
             ManuallyDrop::drop(&mut self.file);
         }
     }
+}
+
+/// What the kernel says that direct transfers of this file need (0: it cannot do them); `None` if it does not say, which
+/// it does since Linux 6.1.
+pub fn direct_alignment(file: &File) -> Option<Alignment> {
+    // SAFETY: all zeroes is a statx structure.
+    let mut stat: libc::statx = unsafe { std::mem::zeroed() };
+    let (flags, mask) = (libc::AT_EMPTY_PATH, libc::STATX_DIOALIGN);
+    // SAFETY: the descriptor is open, the path is an empty string, `stat` is as large as the kernel's structure.
+    let done = unsafe { libc::statx(file.as_raw_fd(), c"".as_ptr(), flags, mask, &mut stat) };
+    let told = done == 0 && stat.stx_mask & libc::STATX_DIOALIGN != 0;
+    let (unit, memory) = (stat.stx_dio_offset_align.into(), stat.stx_dio_mem_align.into());
+    told.then_some(Alignment { unit, memory })
 }
