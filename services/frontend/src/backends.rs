@@ -127,7 +127,12 @@ fn store(
         .collect();
     for (id, bdev) in chosen {
         subsystem.change(id.0, &bdev, &change).map_err(|error| {
-            tracing::error!(subsystem = subsystem.name(), nsid = id.0, error = crate::line(&error), "not stored");
+            tracing::error!(
+                subsystem = subsystem.name(),
+                nsid = id.0,
+                error = crate::line(&error),
+                "not stored"
+            );
             Status::INTERNAL_ERROR
         })?;
     }

@@ -266,7 +266,10 @@ impl Client<'_> {
             }
             if waited >= PATIENCE {
                 waited = Duration::ZERO;
-                tracing::warn!(endpoint = self.shared.name, "commands of the last client are still in flight");
+                tracing::warn!(
+                    endpoint = self.shared.name,
+                    "commands of the last client are still in flight"
+                );
             }
         }
         self.assign(false);

@@ -63,10 +63,7 @@ impl Connection {
     ///
     /// # Errors
     /// The event loop's.
-    pub fn new(
-        socket: OwnedFd,
-        segment: Arc<Segment<ControllerLayout>>,
-    ) -> std::io::Result<Self> {
+    pub fn new(socket: OwnedFd, segment: Arc<Segment<ControllerLayout>>) -> std::io::Result<Self> {
         let mut journal = Journal::new(segment);
         journal.reset();
         Ok(Self { socket: service::async_fd::register(socket)?, journal, consumed: false })

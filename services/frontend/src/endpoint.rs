@@ -138,8 +138,7 @@ impl Endpoint {
         let mut links = Vec::new();
         for (index, worker) in workers.into_iter().enumerate() {
             let queues = Arc::new(Segment::<QueuesLayout>::create("vireo-queues", id)?);
-            let descriptor =
-                queues.fd().try_clone_to_owned().map_err(EndpointError::Descriptor)?;
+            let descriptor = queues.fd().try_clone_to_owned().map_err(EndpointError::Descriptor)?;
             let notify = Arc::clone(&notify);
             let index = index as u32;
             links.push(Link::new(LinkConfig { worker, index, queues: descriptor, notify }));
@@ -225,7 +224,11 @@ async fn run(shared: Arc<Shared>, mut function: Function, listener: UnixListener
         // What changes from here on waits for this client.
         shared.settled.send_replace(0);
         if let Err(error) = client::serve(&mut function, &shared, socket, generation).await {
-            tracing::error!(endpoint = shared.name, error = crate::line(&error), "client not served");
+            tracing::error!(
+                endpoint = shared.name,
+                error = crate::line(&error),
+                "client not served"
+            );
             shared.settled.send_replace(u64::MAX);
         }
         shared.connected.send_replace(false);

@@ -265,8 +265,7 @@ impl Handed {
                 continue;
             }
             let eventfds: Vec<_> = range.clone().map(at).collect();
-            let fds: Vec<BorrowedFd<'_>> =
-                eventfds.iter().flatten().map(|fd| fd.as_fd()).collect();
+            let fds: Vec<BorrowedFd<'_>> = eventfds.iter().flatten().map(|fd| fd.as_fd()).collect();
             let body = request::Body::SetVectors(SetVectors {
                 controller_id: self.controller_id(),
                 start: start as u32,

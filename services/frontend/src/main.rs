@@ -1,3 +1,65 @@
-//! Entry point.
+//! `vireo-frontend`: configure, start, wait, drain.
 
-fn main() {}
+#![forbid(unsafe_code)]
+
+use anyhow::Context;
+use clap::Parser;
+use service::config::{Config, Kind};
+use service::control::Server;
+use service::shutdown::Shutdown;
+use service::start::{Arguments, EXIT_FAILURE, set_limits};
+use std::process::ExitCode;
+use std::sync::Arc;
+use vireo_frontend::registry::{Registry, RegistryConfig};
+
+/// Serves vfio-user sockets: PCI configuration space, registers and the admin queue of virtual NVMe controllers.
+#[derive(Parser)]
+#[command(version)]
+struct CommandLine {
+    #[command(flatten)]
+    arguments: Arguments,
+}
+
+fn main() -> ExitCode {
+    let CommandLine { arguments } = CommandLine::parse();
+    telemetry::log::start();
+    let config = match arguments.load(Kind::Frontend) {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    set_limits();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let result = runtime
+        .context("start the runtime")
+        .and_then(|runtime| runtime.block_on(run(&config, &arguments.name)));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::from(EXIT_FAILURE)
+        }
+    }
+}
+
+async fn run(config: &Config, name: &str) -> anyhow::Result<()> {
+    let shutdown = Shutdown::listen().context("listen for signals")?;
+    // Before any client memory is mapped: a fault in it fails one controller, not this process.
+    ipc::sigbus::install().context("handle faults of client memory")?;
+    let socket = config.socket(Kind::Frontend, name);
+    let server =
+        Server::bind(&socket).with_context(|| format!("listen on {}", socket.display()))?;
+    let registry = Arc::new(Registry::new(RegistryConfig {
+        name: name.to_owned(),
+        runtime_dir: config.runtime_dir.clone(),
+        state_dir: config.state_dir.clone(),
+    }));
+    service::ready::ready("waiting for targets");
+    tracing::info!(socket = %socket.display(), "frontend ready");
+    tokio::select! {
+        () = server.serve(Arc::clone(&registry)) => {}
+        () = shutdown.requested() => {}
+    }
+    service::ready::stopping();
+    registry.stop().await;
+    Ok(())
+}

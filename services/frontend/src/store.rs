@@ -101,7 +101,8 @@ impl Store {
         let mut namespaces = self.namespaces.clone();
         namespaces.insert(nsid, changes);
         let contents = Contents { version: VERSION, namespaces };
-        let io = |act| move |path: &Path, source| StoreError::Io { act, path: path.to_owned(), source };
+        let io =
+            |act| move |path: &Path, source| StoreError::Io { act, path: path.to_owned(), source };
         let bytes = serde_json::to_vec_pretty(&contents)
             .map_err(|error| io("encode")(&self.path, error.into()))?;
         let temporary = self.path.with_extension("json.new");
@@ -139,7 +140,10 @@ mod tests {
         let again = Store::open(directory.path(), "s0").unwrap();
         assert_eq!(again.changes(1, "disk"), formatted("disk"));
         assert_eq!(again.changes(1, "other").block_shift, None, "another bdev starts anew");
-        assert_eq!(Store::open(directory.path(), "s1").unwrap().changes(1, "disk").block_shift, None);
+        assert_eq!(
+            Store::open(directory.path(), "s1").unwrap().changes(1, "disk").block_shift,
+            None
+        );
     }
 
     #[test]

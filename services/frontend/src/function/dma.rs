@@ -88,7 +88,10 @@ impl Function {
         if let Err(error) = region.prefault() {
             tracing::debug!(endpoint = self.name, %error, "client memory not prefaulted");
         }
-        self.memory.regions_mut().insert(id, std::sync::Arc::clone(&region)).map_err(|_| Errno::ENOSPC)?;
+        self.memory
+            .regions_mut()
+            .insert(id, std::sync::Arc::clone(&region))
+            .map_err(|_| Errno::ENOSPC)?;
         self.wanted.regions.insert(id, region);
         self.wanted.number += 1;
         Ok(id)
@@ -100,6 +103,8 @@ fn errno(error: &DmaError) -> Errno {
         DmaError::Overlap { .. } => Errno::EEXIST,
         DmaError::NotMapped { .. } => Errno::ENOENT,
         DmaError::Full => Errno::ENOSPC,
-        DmaError::Invalid { .. } | DmaError::Partial { .. } | DmaError::Corrupt { .. } => Errno::EINVAL,
+        DmaError::Invalid { .. } | DmaError::Partial { .. } | DmaError::Corrupt { .. } => {
+            Errno::EINVAL
+        }
     }
 }

@@ -23,10 +23,10 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use vfio_user::Errno;
 use vfio_user::pci::config::{ConfigSpace, Profile, ProfileError};
 use vfio_user::pci::msix::Msix;
 use vfio_user::server::DeviceDescription;
-use vfio_user::Errno;
 
 /// Bytes of BAR0: registers, the doorbell page, and what Windows asks for at least.
 const BAR0_SIZE: u64 = 16 * 1024;
@@ -324,7 +324,10 @@ impl Function {
     }
 
     /// Calls the controller with all it may look at, then signals the interrupts that it asked for.
-    fn with_controller<T>(&mut self, act: impl FnOnce(&mut Controller, &mut Context<'_>) -> T) -> T {
+    fn with_controller<T>(
+        &mut self,
+        act: impl FnOnce(&mut Controller, &mut Context<'_>) -> T,
+    ) -> T {
         let mut effects = std::mem::take(&mut self.effects);
         let mut subsystem = lock(&self.subsystem);
         let mut context = Context {
@@ -357,8 +360,7 @@ pub(crate) fn lock(subsystem: &Mutex<Subsystem>) -> MutexGuard<'_, Subsystem> {
 /// Whether nothing that the worker has in flight touches what was unmapped up to `version`.
 fn unmapped(seat: &WorkerSeat, version: u64) -> bool {
     // Acquire: pairs with the worker's Release, after the last access.
-    !seat.attached
-        || seat.queues.acknowledged.dma_version.load(Ordering::Acquire) >= version
+    !seat.attached || seat.queues.acknowledged.dma_version.load(Ordering::Acquire) >= version
 }
 
 /// An eventfd of the client's, if it is one.
