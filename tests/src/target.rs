@@ -1,0 +1,324 @@
+//! A running target: the real `vireo up` and its processes, in a directory of their own.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use crate::log::Log;
+use crate::wait::{PATIENCE, until, within};
+
+/// Longest that a target takes to stop before it counts as hung.
+const STOP: Duration = Duration::from_secs(15);
+
+/// A configuration with one process of each kind, what most tests need: `bdevs` and what follows are TOML tables.
+pub fn configuration(tables: &str) -> String {
+    format!(
+        "runtime_dir = \"@RUN@\"\nstate_dir = \"@STATE@\"\n\
+         [[worker]]\nname = \"w0\"\n[[backend]]\nname = \"b0\"\n[[frontend]]\nname = \"f0\"\n{tables}"
+    )
+}
+
+/// One malloc namespace of 64 MiB behind each of the endpoints named.
+pub fn one_memory_namespace(endpoints: &[&str]) -> String {
+    let mut tables = String::from(
+        "[[bdev]]\nname = \"mem0\"\ndriver = \"malloc\"\nsize = \"64MiB\"\n\
+         [[subsystem]]\nname = \"s0\"\nserial = \"TEST0001\"\n\
+         [[subsystem.namespace]]\nnsid = 1\nbdev = \"mem0\"\n",
+    );
+    for name in endpoints {
+        tables += &format!("[[endpoint]]\nname = \"{name}\"\nsubsystem = \"s0\"\n");
+    }
+    configuration(&tables)
+}
+
+/// Where a built program lies: the folder in `VIREO_BIN_DIR`, else that of the test itself.
+///
+/// # Panics
+/// If it is not there.
+pub fn program(name: &str) -> PathBuf {
+    let folder = std::env::var_os("VIREO_BIN_DIR").map(PathBuf::from).unwrap_or_else(|| {
+        let test = std::env::current_exe().expect("a test knows its own path");
+        // target/debug/deps/name-hash
+        test.ancestors().nth(2).expect("tests lie two folders deep").to_path_buf()
+    });
+    let path = folder.join(name);
+    assert!(
+        path.exists(),
+        "{} is not built: cargo build --workspace --bins (with --release for release tests)",
+        path.display()
+    );
+    path
+}
+
+/// A directory with a configuration file, before and while a target runs in it.
+pub struct Site {
+    directory: TempDir,
+}
+
+impl Site {
+    /// Writes the configuration into a fresh directory. `@RUN@`, `@STATE@` and `@DIR@` in it become paths there.
+    pub fn new(configuration: &str) -> Self {
+        let directory = tempfile::Builder::new().prefix("vireo-test.").tempdir().expect("tempdir");
+        let site = Self { directory };
+        fs::create_dir(site.run_dir()).expect("create runtime directory");
+        fs::create_dir(site.state_dir()).expect("create state directory");
+        site.configure(configuration);
+        site
+    }
+
+    /// The directory.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// `runtime_dir`.
+    pub fn run_dir(&self) -> PathBuf {
+        self.directory().join("run")
+    }
+
+    /// `state_dir`.
+    pub fn state_dir(&self) -> PathBuf {
+        self.directory().join("state")
+    }
+
+    /// The configuration file.
+    pub fn file(&self) -> PathBuf {
+        self.directory().join("vireo.toml")
+    }
+
+    /// Writes another configuration.
+    pub fn configure(&self, configuration: &str) {
+        let path = |path: PathBuf| path.to_str().expect("temporary paths are UTF-8").to_owned();
+        let text = configuration
+            .replace("@RUN@", &path(self.run_dir()))
+            .replace("@STATE@", &path(self.state_dir()))
+            .replace("@DIR@", &path(self.directory().to_path_buf()));
+        fs::write(self.file(), text).expect("write configuration");
+    }
+
+    /// Runs `vireo` with these arguments and `--config` to its end, which comes within [`PATIENCE`].
+    pub fn vireo(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(program("vireo"));
+        command.args(arguments).arg("--config").arg(self.file());
+        run(command)
+    }
+}
+
+/// Runs a command to its end.
+///
+/// # Panics
+/// If it takes longer than [`PATIENCE`]; it is killed then.
+pub fn run(mut command: Command) -> Output {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().expect("spawn");
+    let pid = Pid::from_raw(child.id() as i32);
+    let waiter = std::thread::spawn(move || child.wait_with_output());
+    if within(PATIENCE, || waiter.is_finished().then_some(())).is_none() {
+        // The thread has not reaped it, so the id is still this child's.
+        kill(pid, Signal::SIGKILL).ok();
+        let output = waiter.join().expect("waiter").expect("output");
+        panic!("{command:?} hung: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    waiter.join().expect("waiter").expect("output")
+}
+
+/// A running `vireo up`.
+pub struct Target {
+    site: Site,
+    supervisor: Child,
+    log: Log,
+}
+
+impl Target {
+    /// Starts a target and waits until it says that it is ready and every endpoint's socket is there.
+    ///
+    /// # Panics
+    /// If it is not ready within [`PATIENCE`], with all that it printed.
+    #[track_caller]
+    pub fn start(configuration: &str) -> Self {
+        Self::start_in(Site::new(configuration))
+    }
+
+    /// The same in a directory that was prepared.
+    #[track_caller]
+    pub fn start_in(site: Site) -> Self {
+        let mut supervisor = Command::new(program("vireo"))
+            .arg("up")
+            .arg("--config")
+            .arg(site.file())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("spawn vireo up");
+        let log = Log::of(&mut supervisor);
+        let mut target = Self { site, supervisor, log };
+        let ready = within(PATIENCE, || {
+            if let Some(status) = target.supervisor.try_wait().expect("wait") {
+                panic!("vireo up ended with {status}:\n{}", target.log());
+            }
+            target.is_ready().then_some(())
+        });
+        assert!(ready.is_some(), "vireo up is not ready within {PATIENCE:?}:\n{}", target.log());
+        target
+    }
+
+    /// What all processes printed so far.
+    pub fn log(&self) -> String {
+        self.log.text()
+    }
+
+    /// The directory it runs in.
+    pub fn site(&self) -> &Site {
+        &self.site
+    }
+
+    /// The directory of an endpoint that has no `path` of its own; its socket is `cntrl` in it.
+    pub fn endpoint(&self, name: &str) -> PathBuf {
+        self.site.run_dir().join(name)
+    }
+
+    /// The socket of such an endpoint.
+    pub fn socket(&self, name: &str) -> PathBuf {
+        self.endpoint(name).join("cntrl")
+    }
+
+    /// Process id of `vireo up`.
+    pub fn supervisor(&self) -> Pid {
+        Pid::from_raw(self.supervisor.id() as i32)
+    }
+
+    /// Process id of the process that was started with `--name NAME`, if it runs.
+    pub fn find(&self, name: &str) -> Option<Pid> {
+        self.processes()
+            .into_iter()
+            .find(|(_, arguments)| is_named(arguments, name))
+            .map(|found| found.0)
+    }
+
+    /// Process id of the process that was started with `--name NAME`.
+    ///
+    /// # Panics
+    /// If there is none.
+    #[track_caller]
+    pub fn pid(&self, name: &str) -> Pid {
+        self.find(name).unwrap_or_else(|| panic!("no process {name}:\n{}", self.log()))
+    }
+
+    /// Kills a process as a crash would, and waits until another one has its name.
+    #[track_caller]
+    pub fn kill_and_await_successor(&self, name: &str) -> Pid {
+        let before = self.pid(name);
+        kill(before, Signal::SIGKILL).expect("kill a process of our own");
+        until("a successor", || self.find(name).is_some_and(|pid| pid != before));
+        self.pid(name)
+    }
+
+    /// Writes another configuration and has it taken over. The output is the command's.
+    pub fn reload(&self, configuration: &str) -> Output {
+        self.site.configure(configuration);
+        self.site.vireo(&["reload"])
+    }
+
+    /// Writes another configuration and has it taken over.
+    ///
+    /// # Panics
+    /// If it is refused.
+    #[track_caller]
+    pub fn reload_ok(&self, configuration: &str) {
+        let output = self.reload(configuration);
+        assert!(
+            output.status.success(),
+            "reload: {}{}\n{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr),
+            self.log()
+        );
+    }
+
+    /// Stops it as a person would; how it ended.
+    ///
+    /// # Panics
+    /// If it does not within fifteen seconds.
+    #[track_caller]
+    pub fn stop(mut self) -> ExitStatus {
+        let status = self.terminate();
+        status.unwrap_or_else(|| panic!("vireo up does not stop:\n{}", self.log()))
+    }
+
+    /// Whether `vireo up` itself still runs.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.supervisor.try_wait(), Ok(None))
+    }
+
+    fn is_ready(&self) -> bool {
+        self.log().lines().any(|line| line.to_lowercase().contains("ready"))
+            && self.endpoint_names().iter().all(|name| self.socket(name).exists())
+    }
+
+    /// Endpoints of the configuration that have no path of their own.
+    fn endpoint_names(&self) -> Vec<String> {
+        let text = fs::read_to_string(self.site.file()).unwrap_or_default();
+        let tables = text.split("[[").filter_map(|table| table.strip_prefix("endpoint]]"));
+        let value = |table: &str, key: &str| {
+            let line = table.lines().find(|line| line.starts_with(key))?;
+            Some(line.split('"').nth(1)?.to_owned())
+        };
+        tables
+            .filter(|table| value(table, "path").is_none())
+            .filter_map(|table| value(table, "name"))
+            .collect()
+    }
+
+    /// Processes that were started with our configuration file: id and arguments.
+    fn processes(&self) -> Vec<(Pid, Vec<String>)> {
+        let file = self.site.file();
+        let file = file.to_string_lossy();
+        let entries = fs::read_dir("/proc").expect("/proc");
+        entries
+            .filter_map(|entry| {
+                let pid: i32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
+                let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
+                let arguments: Vec<String> = line.split('\0').map(str::to_owned).collect();
+                arguments
+                    .iter()
+                    .any(|argument| argument.contains(&*file))
+                    .then_some((Pid::from_raw(pid), arguments))
+            })
+            .collect()
+    }
+
+    fn terminate(&mut self) -> Option<ExitStatus> {
+        if let Ok(Some(status)) = self.supervisor.try_wait() {
+            return Some(status);
+        }
+        kill(self.supervisor(), Signal::SIGTERM).ok();
+        within(STOP, || self.supervisor.try_wait().ok().flatten())
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        if self.terminate().is_none() {
+            self.supervisor.kill().ok();
+            self.supervisor.wait().ok();
+        }
+        // What outlived its supervisor: each was started with the configuration file of this directory.
+        for (pid, _) in self.processes() {
+            kill(pid, Signal::SIGKILL).ok();
+        }
+        if std::thread::panicking() {
+            eprintln!("--- what the target printed ---\n{}---", self.log());
+        }
+    }
+}
+
+fn is_named(arguments: &[String], name: &str) -> bool {
+    arguments.windows(2).any(|pair| pair[0] == "--name" && pair[1] == name)
+        || arguments.iter().any(|argument| argument.strip_prefix("--name=") == Some(name))
+}
