@@ -82,10 +82,14 @@ pub async fn serve(
         kick,
     };
     client.assign(true);
-    match client.run().await {
-        Ok(()) => tracing::info!(endpoint = shared.name, "client left"),
-        Err(error) => {
-            tracing::warn!(endpoint = shared.name, error = crate::line(&error), "client dropped");
+    let result = client.run().await;
+    if let Some(suppressed) = shared.limit.pass() {
+        match result {
+            Ok(()) => tracing::info!(endpoint = shared.name, suppressed, "client left"),
+            Err(error) => {
+                let error = crate::line(&error);
+                tracing::warn!(endpoint = shared.name, suppressed, error, "client dropped");
+            }
         }
     }
     client.end().await;

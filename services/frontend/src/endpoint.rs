@@ -14,6 +14,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use telemetry::limit::Limit;
 use tokio::net::UnixListener;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
@@ -22,6 +23,9 @@ use tokio::task::JoinHandle;
 const SOCKET: &str = "cntrl";
 /// Pause after an accept that failed for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Log lines a second that clients can cause by coming and going.
+const LOG_LINES: u32 = 10;
 
 /// What an endpoint is made with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,6 +106,8 @@ pub struct Shared {
     pub settled: watch::Sender<u64>,
     /// Whether a client is connected.
     pub connected: watch::Sender<bool>,
+    /// For log lines that clients can cause.
+    pub limit: Limit,
     start: Instant,
 }
 
@@ -174,6 +180,7 @@ impl Endpoint {
             stop: watch::Sender::new(false),
             settled: watch::Sender::new(u64::MAX),
             connected: watch::Sender::new(false),
+            limit: Limit::per_second(LOG_LINES),
             start: Instant::now(),
         });
         let task = tokio::spawn(run(Arc::clone(&shared), function, listener));
@@ -219,7 +226,9 @@ async fn run(shared: Arc<Shared>, mut function: Function, listener: UnixListener
             }
         };
         generation += 1;
-        tracing::info!(endpoint = shared.name, "client connected");
+        if let Some(suppressed) = shared.limit.pass() {
+            tracing::info!(endpoint = shared.name, suppressed, "client connected");
+        }
         shared.connected.send_replace(true);
         // What changes from here on waits for this client.
         shared.settled.send_replace(0);

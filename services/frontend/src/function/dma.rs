@@ -26,7 +26,7 @@ impl Function {
         match self.dma.map(row) {
             Ok(Mapped::New | Mapped::Already) => {}
             Err(error) => {
-                tracing::warn!(endpoint = self.name, %error, "dma map refused");
+                self.complain("dma map", &error);
                 self.drop_unused_regions();
                 return Err(errno(&error));
             }
@@ -42,7 +42,7 @@ impl Function {
                 let iova = ipc::Iova(iova.0);
                 self.dma.unmap(iova, size).or_else(|_| self.dma.unmap_range(iova, size)).map_err(
                     |error| {
-                        tracing::warn!(endpoint = self.name, %error, "dma unmap refused");
+                        self.complain("dma unmap", &error);
                         errno(&error)
                     },
                 )?
@@ -73,7 +73,7 @@ impl Function {
     /// The region of a descriptor: the one that maps the same memory already, or a new one.
     fn region(&mut self, fd: OwnedFd, needed: u64) -> Result<RegionId, Errno> {
         let refused = |error: &dyn std::fmt::Display| {
-            tracing::warn!(endpoint = self.name, %error, "dma map refused");
+            self.complain("dma map", error);
             Errno::EINVAL
         };
         let key = RegionKey::of(fd.as_fd()).map_err(|error| refused(&error))?;

@@ -1,6 +1,6 @@
 //! MSI-X vectors: their eventfds as the client sets them, and what was fired before it did.
 
-use super::{Function, client_event};
+use super::Function;
 use ipc::event::EventFd;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -54,7 +54,7 @@ impl Interrupts {
 impl Function {
     /// Carries SET_IRQS out: here for the admin queue's vector, by [`super::Wanted`] for the workers.
     pub(super) fn set_interrupts(&mut self, request: IrqRequest) -> Result<Act, Errno> {
-        let request = checked(request)?;
+        let request = self.checked(request)?;
         let irq = request.irq();
         let table = self.interrupts.table(irq).ok_or(Errno::EINVAL)?;
         let change = table.apply(request);
@@ -76,19 +76,22 @@ impl Function {
         // A worker that does not know a vector yet latches it: nothing to wait for.
         Ok(Act::Completed)
     }
-}
 
-/// The request, if every descriptor that it brings for an interrupt is an eventfd.
-fn checked(request: IrqRequest) -> Result<IrqRequest, Errno> {
-    match request {
-        IrqRequest::Assign { irq, action: IrqAction::Trigger, range, eventfds } => {
-            let eventfds = eventfds
-                .into_iter()
-                .map(|fd| client_event(fd).map(EventFd::into_fd))
-                .collect::<Result<Vec<_>, _>>()?;
-            Ok(IrqRequest::Assign { irq, action: IrqAction::Trigger, range, eventfds })
-        }
-        other => Ok(other),
+    /// The request, if every descriptor that it brings for an interrupt is an eventfd.
+    fn checked(&self, request: IrqRequest) -> Result<IrqRequest, Errno> {
+        let IrqRequest::Assign { irq, action: IrqAction::Trigger, range, eventfds } = request
+        else {
+            return Ok(request);
+        };
+        let eventfds = eventfds
+            .into_iter()
+            .map(|fd| EventFd::from_client(fd).map(EventFd::into_fd))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| {
+                self.complain("interrupt", &error);
+                Errno::EINVAL
+            })?;
+        Ok(IrqRequest::Assign { irq, action: IrqAction::Trigger, range, eventfds })
     }
 }
 

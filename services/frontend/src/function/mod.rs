@@ -12,7 +12,6 @@ mod interrupts;
 use crate::function::interrupts::Interrupts;
 use ipc::dma_table::DmaWriter;
 use ipc::doorbell::{DoorbellError, DoorbellPage};
-use ipc::event::EventFd;
 use ipc::guest_memory::{GuestMemory, Region, RegionId, RegionPolicy};
 use ipc::layout::controller::{ControllerLayout, QueueState};
 use ipc::segment::{Segment, SegmentError};
@@ -23,6 +22,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use telemetry::limit::Limit;
 use vfio_user::Errno;
 use vfio_user::pci::config::{ConfigSpace, Profile, ProfileError};
 use vfio_user::pci::msix::Msix;
@@ -38,6 +38,9 @@ const DOORBELL_PAGE: u64 = 0x1000;
 pub(crate) const VENDOR: u16 = 0x1b36;
 /// PCI device identifier of a virtual NVMe controller under that vendor.
 const DEVICE: u16 = 0x0010;
+
+/// Log lines a second that one client can cause.
+const LOG_LINES: u32 = 5;
 
 /// What a function is made with.
 pub struct FunctionConfig {
@@ -114,6 +117,8 @@ pub struct Function {
     effects: Vec<Effect>,
     pending: Option<Pending>,
     now: Duration,
+    /// For log lines that the client can cause.
+    limit: Limit,
 }
 
 impl Function {
@@ -155,6 +160,7 @@ impl Function {
             effects: Vec::new(),
             pending: None,
             now: Duration::ZERO,
+            limit: Limit::per_second(LOG_LINES),
         })
     }
 
@@ -305,6 +311,13 @@ impl Function {
         std::mem::take(&mut self.effects)
     }
 
+    /// Logs what the client did wrong, unless it does so all the time.
+    fn complain(&self, what: &'static str, error: &dyn std::fmt::Display) {
+        if let Some(suppressed) = self.limit.pass() {
+            tracing::warn!(endpoint = self.name, %error, suppressed, "{what} refused");
+        }
+    }
+
     fn has_queues_on(&self, worker: usize) -> bool {
         self.segment.submission_queues.iter().any(|row| {
             row.state.load(Ordering::Relaxed) != QueueState::Free as u32
@@ -361,12 +374,4 @@ pub(crate) fn lock(subsystem: &Mutex<Subsystem>) -> MutexGuard<'_, Subsystem> {
 fn unmapped(seat: &WorkerSeat, version: u64) -> bool {
     // Acquire: pairs with the worker's Release, after the last access.
     !seat.attached || seat.queues.acknowledged.dma_version.load(Ordering::Acquire) >= version
-}
-
-/// An eventfd of the client's, if it is one.
-fn client_event(fd: OwnedFd) -> Result<EventFd, Errno> {
-    EventFd::from_client(fd).map_err(|error| {
-        tracing::warn!(%error, "interrupt descriptor refused");
-        Errno::EINVAL
-    })
 }
