@@ -1,0 +1,196 @@
+//! From the doorbell to the log. On the hot path.
+//!
+//! Order: room in the completion queue is reserved; entries are copied once into slots; the head is published once for
+//! the batch; only then is the first command looked at.
+
+use super::{Controller, Fetched};
+use crate::doorbells::Doorbells;
+use crate::queue_pair::{SQE, State};
+use crate::slots;
+use ipc::layout::MAX_IN_FLIGHT;
+use ipc::layout::queues::FailureReason;
+use nvme::queue::InvalidDoorbell;
+use nvme_spec::command::{Command, Fuse};
+use std::sync::atomic::Ordering;
+
+impl Controller {
+    /// Looks at the doorbells of the queues whose turn it is, and serves those that rang.
+    #[inline]
+    pub(super) fn scan(&mut self, now: u64) -> usize {
+        let mut work = 0;
+        for turn in 0..self.rotation.hot_count() {
+            let qid = self.rotation.hot(turn);
+            let served = self.serve(qid, now);
+            self.rotation.note(turn, served > 0);
+            work += served;
+        }
+        self.rotation.next_turn();
+        if self.rotation.has_cold() {
+            work += self.scan_cold(now);
+        }
+        work
+    }
+
+    /// Looks at one line of doorbells of queues that were idle for long.
+    fn scan_cold(&mut self, now: u64) -> usize {
+        let mut work = 0;
+        let mut line = self.rotation.next_cold_line();
+        while let Some(qid) = line.next_queue() {
+            let served = self.serve(qid, now);
+            if served > 0 {
+                self.rotation.warm(qid);
+                work += served;
+            }
+        }
+        work
+    }
+
+    #[inline]
+    fn serve(&mut self, qid: usize, now: u64) -> usize {
+        let doorbells = Doorbells::new(&self.page, self.shadow.as_ref(), self.memory.regions());
+        let Some(Some(sq)) = self.sqs.get(qid) else { return 0 };
+        let tail = doorbells.tail(qid);
+        if tail == sq.position.head() || sq.state != State::Active {
+            return 0;
+        }
+        match self.fetch(qid, tail) {
+            Ok(0) => 0,
+            Ok(fetched) => {
+                self.run_batch(qid, now);
+                fetched
+            }
+            Err(reason) => {
+                self.fail(reason);
+                0
+            }
+        }
+    }
+
+    /// Copies the next commands into the log and publishes the head.
+    fn fetch(&mut self, qid: usize, tail: u32) -> Result<usize, FailureReason> {
+        let Some(Some(sq)) = self.sqs.get_mut(qid) else { return Ok(0) };
+        let available = match sq.position.available(tail) {
+            Ok(available) => available,
+            Err(invalid) => {
+                self.refuse_tail(qid, invalid);
+                return Ok(0);
+            }
+        };
+        let cqid = sq.cqid;
+        let Some(Some(cq)) = self.cqs.get_mut(cqid) else { return Ok(0) };
+        let mut wanted = available.min(self.burst);
+        if cq.position.room() < wanted {
+            let doorbells = Doorbells::new(&self.page, self.shadow.as_ref(), self.memory.regions());
+            if !cq.valid {
+                return Ok(0);
+            }
+            if let Err(invalid) = cq.position.observe(doorbells.head(cqid)) {
+                self.refuse_head(cqid, invalid);
+                return Ok(0);
+            }
+            wanted = wanted.min(cq.position.room());
+        }
+        let wanted = wanted.min(self.slots.free_count() as u32);
+        if wanted == 0 {
+            return Ok(0);
+        }
+        if !sq.memory.is_resolved() {
+            sq.memory.resolve(&self.memory).map_err(|_| FailureReason::QueueUnmapped)?;
+        }
+        let fuses = self.copy_entries(qid, wanted)?;
+        if fuses != Fuse::NORMAL.0 {
+            self.align_fused(qid, available, cqid);
+        }
+        let fetched = self.batch.len();
+        if fetched == 0 {
+            return Ok(0);
+        }
+        let (Some(Some(sq)), Some(Some(cq))) = (self.sqs.get_mut(qid), self.cqs.get_mut(cqid))
+        else {
+            return Ok(0);
+        };
+        cq.position.reserve(fetched as u32);
+        sq.in_flight += fetched as u32;
+        sq.position.advance(fetched as u32);
+        // Release: whoever sees the head sees the slots before it. A slot at or past it is void.
+        self.queues.submission_queues[qid].fetched.store(sq.position.fetched(), Ordering::Release);
+        Ok(fetched)
+    }
+
+    /// Copies `count` entries from the head on into slots and into the batch. Returns all their FUSE bits.
+    #[inline]
+    fn copy_entries(&mut self, qid: usize, count: u32) -> Result<u8, FailureReason> {
+        let Some(Some(sq)) = self.sqs.get(qid) else { return Ok(0) };
+        let regions = self.memory.regions();
+        let whole = sq.memory.contiguous(regions);
+        let first = sq.position.fetched();
+        let mut fuses = 0;
+        self.batch.clear();
+        for ahead in 0..count {
+            let index = sq.position.index(ahead);
+            let words = match &whole {
+                Some(queue) => queue.load_words::<8>(index as usize * SQE as usize),
+                None => sq.memory.entry(regions, index, SQE).and_then(|entry| entry.load_words(0)),
+            };
+            let Some(words) = words else {
+                self.batch.iter().for_each(|fetched| self.slots.give(fetched.slot));
+                return Err(FailureReason::QueueUnmapped);
+            };
+            let Some(slot) = self.slots.take() else { break };
+            let command = Command::from_words(words);
+            let name = (qid as u32) << 16 | u32::from(command.cid().0);
+            let log = &self.queues.slots[usize::from(slot) % MAX_IN_FLIGHT];
+            slots::log(log, &words, first + u64::from(ahead), name);
+            fuses |= command.fuse().0;
+            self.batch.push(Fetched { slot, command });
+        }
+        Ok(fuses)
+    }
+
+    /// Sees to it that the batch ends with a whole pair: takes the second of a fused pair in as well, or leaves the
+    /// first where it is until there is room for both. A first without a second, or in a completion queue that cannot
+    /// hold both, stays in the batch, to be refused.
+    #[cold]
+    fn align_fused(&mut self, qid: usize, available: u32, cqid: usize) {
+        let Some(last) = self.batch.last() else { return };
+        let count = self.batch.len() as u32;
+        if last.command.fuse() != Fuse::FIRST || count >= available {
+            return;
+        }
+        let Some(Some(cq)) = self.cqs.get(cqid) else { return };
+        if cq.position.entries() < 3 {
+            return;
+        }
+        let room = cq.position.room() > count && self.slots.free_count() > 0;
+        if count == 1 && room {
+            // A burst of one: the pair is one command to arbitration.
+            self.slots.give(last.slot);
+            self.copy_entries(qid, 2).ok();
+        } else if let Some(left) = self.batch.pop() {
+            self.slots.give(left.slot);
+        }
+    }
+
+    /// The host rang a tail that cannot be.
+    #[cold]
+    fn refuse_tail(&mut self, qid: usize, invalid: InvalidDoorbell) {
+        if let Some(Some(sq)) = self.sqs.get_mut(qid) {
+            sq.state = State::Invalid;
+        }
+        self.rotation.remove(qid);
+        let position = &self.queues.submission_queues[qid];
+        position.invalid_doorbell.store(invalid.0.saturating_add(1), Ordering::Release);
+        self.kick = true;
+    }
+
+    /// The host rang a head that cannot be.
+    #[cold]
+    pub(super) fn refuse_head(&mut self, cqid: usize, invalid: InvalidDoorbell) {
+        if let Some(Some(cq)) = self.cqs.get_mut(cqid) {
+            cq.valid = false;
+        }
+        let position = &self.queues.completion_queues[cqid];
+        position.invalid_doorbell.store(invalid.0.saturating_add(1), Ordering::Release);
+        self.kick = true;
+    }
+}

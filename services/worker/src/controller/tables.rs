@@ -1,0 +1,496 @@
+//! Follows the controller segment: settings, queues, namespaces, unmaps, resets, aborts; and answers by number.
+
+use super::{Controller, MAX_TRANSFER};
+use crate::doorbells::{Shadow, store_event_index};
+use crate::queue_pair::{CQE, Cq, QueueMemory, SQE, Sq, State};
+use crate::slots::Kind;
+use ipc::dma_table::{Unmaps, unmaps_since};
+use ipc::guest_memory::Access;
+use ipc::iova::Iova;
+use ipc::layout::controller::{ControllerState, QueueState, Signals};
+use ipc::layout::queues::{FailureReason, SlotState};
+use ipc::layout::{MAX_IN_FLIGHT, MAX_QUEUE_ENTRIES, MAX_QUEUES};
+use nvme::prp::PageShift;
+use nvme::queue::arbitration::burst;
+use nvme::queue::completion::CompletionQueue;
+use nvme::queue::submission::SubmissionQueue;
+use nvme_spec::Status;
+use std::sync::atomic::{Ordering, fence};
+
+/// Numbers of the controller segment that were seen, and which of them are still to be acknowledged.
+#[derive(Default)]
+pub(super) struct Seen {
+    version: u64,
+    dma_version: u64,
+    reset_generation: u64,
+    abort_number: u64,
+    started: bool,
+    pending: bool,
+}
+
+impl Seen {
+    /// Whether a number moved. One line of the segment.
+    #[inline]
+    pub(super) fn is_outdated(&self, signals: &Signals) -> bool {
+        // Acquire: pairs with the frontend's Release; what the numbers stand for is written.
+        let version = signals.version.load(Ordering::Acquire);
+        let dma_version = signals.dma_version.load(Ordering::Acquire);
+        let reset = signals.reset_generation.load(Ordering::Acquire);
+        version != self.version
+            || dma_version != self.dma_version
+            || reset != self.reset_generation
+            || !self.started
+    }
+
+    /// Whether something is still to be acknowledged.
+    #[inline]
+    pub(super) fn is_pending(&self) -> bool {
+        self.pending
+    }
+}
+
+impl Controller {
+    /// Takes in what the frontend changed. The reset comes first: nothing of the old is served after it was seen.
+    #[cold]
+    pub(super) fn take_in(&mut self, now: u64) {
+        // Acquire, all three: pair with the frontend's Release.
+        let signals = &self.layout.signals;
+        let reset = signals.reset_generation.load(Ordering::Acquire);
+        let version = signals.version.load(Ordering::Acquire);
+        if reset != self.seen.reset_generation || !self.seen.started {
+            self.seen.reset_generation = reset;
+            self.drop_queues();
+        }
+        let dma_version = self.layout.signals.dma_version.load(Ordering::Acquire);
+        if dma_version != self.seen.dma_version || !self.seen.started {
+            self.take_in_unmaps();
+        }
+        if version != self.seen.version || !self.seen.started {
+            self.seen.version = version;
+            self.load_settings();
+            self.load_queues();
+            self.load_namespaces();
+            self.take_in_abort(now);
+        }
+        self.seen.started = true;
+        self.seen.pending = true;
+    }
+
+    /// Acknowledges what is in effect. What has to wait is looked at again at the next poll.
+    #[cold]
+    pub(super) fn acknowledge(&mut self) {
+        let idle = self.slots.submitted().is_empty();
+        let orphans = self.slots.submitted().iter();
+        let old = orphans.filter(|&&slot| self.slots.flight(slot).kind == Kind::Orphan).count();
+        let drained = self.remove_drained_queues() && self.namespaces_drained();
+        self.close_finished_channels();
+        let unmapped = self.slots.submitted().iter().map(|&slot| self.slots.flight(slot));
+        let oldest = unmapped.map(|f| f.unmap_version).filter(|&v| v != 0).min();
+        let dma_version = oldest.map_or(self.seen.dma_version, |version| version - 1);
+
+        let acknowledged = &self.queues.acknowledged;
+        let mut moved = false;
+        // Release, all: what the number stands for was done before.
+        let mut raise = |counter: &ipc::sync::AtomicU64, value: u64| {
+            if counter.load(Ordering::Relaxed) != value {
+                counter.store(value, Ordering::Release);
+                moved = true;
+            }
+        };
+        raise(&acknowledged.dma_version, dma_version);
+        raise(&acknowledged.abort_number, self.seen.abort_number);
+        if old == 0 || idle {
+            raise(&acknowledged.reset_generation, self.seen.reset_generation);
+        }
+        if drained {
+            raise(&acknowledged.version, self.seen.version);
+        }
+        self.kick |= moved;
+        self.seen.pending = !drained || old > 0 || oldest.is_some();
+    }
+
+    /// Lets go of all queues: a reset. Commands that no block device has end here; the others end when it is done.
+    pub(super) fn drop_queues(&mut self) {
+        while let Some(slot) = self.waiting.pop_front() {
+            self.release_parts(slot);
+            self.free_log(slot);
+            self.slots.give(slot);
+        }
+        while let Some(finished) = self.finished.pop() {
+            self.free_log(finished.slot);
+            self.slots.give(finished.slot);
+        }
+        for index in 0..self.slots.submitted().len() {
+            let Some(&slot) = self.slots.submitted().get(index) else { break };
+            self.release_parts(slot);
+            self.slots.flight_mut(slot).kind = Kind::Orphan;
+        }
+        self.sqs.iter_mut().for_each(|sq| *sq = None);
+        self.cqs.iter_mut().for_each(|cq| *cq = None);
+        self.rotation.clear();
+        self.vectors.reset();
+        self.shadow = None;
+        self.owed = 0;
+    }
+
+    /// Gives up the controller, alone. Nothing more is fetched or posted.
+    #[cold]
+    pub(super) fn fail(&mut self, reason: FailureReason) {
+        if self.failure.is_some() {
+            return;
+        }
+        self.failure = Some(reason);
+        // Release: whoever sees the reason sees that nothing was posted after it.
+        self.queues.acknowledged.failure.store(reason as u32, Ordering::Release);
+        self.drop_queues();
+        self.seen.pending = true;
+        self.kick = true;
+    }
+
+    /// Frees what a command has besides its slot.
+    pub(super) fn release_parts(&mut self, slot: u16) {
+        match self.slots.flight(slot).kind {
+            Kind::Steps(entry) => self.free_steps.push(entry),
+            Kind::Fused(second) => {
+                self.free_log(second);
+                self.slots.give(second);
+            }
+            Kind::Single | Kind::Orphan => {}
+        }
+    }
+
+    /// Marks a slot's log entry void.
+    pub(super) fn free_log(&self, slot: u16) {
+        let log = &self.queues.slots[usize::from(slot) % MAX_IN_FLIGHT];
+        // Release: nothing of the command happens after this.
+        log.state.store(SlotState::Free as u32, Ordering::Release);
+    }
+
+    /// Finds queues and buffers anew: memory was taken away.
+    pub(super) fn forget_queue_memory(&mut self) {
+        self.sqs.iter_mut().flatten().for_each(|sq| sq.memory.forget());
+        self.cqs.iter_mut().flatten().for_each(|cq| cq.memory.forget());
+        if let Some(shadow) = &mut self.shadow {
+            shadow.forget();
+            shadow.resolve(&self.memory);
+        }
+    }
+
+    fn load_settings(&mut self) {
+        let settings = &self.layout.settings;
+        self.state = match self.layout.signals.state.load(Ordering::Relaxed) {
+            value if value == ControllerState::Enabled as u32 => ControllerState::Enabled,
+            value if value == ControllerState::Disabled as u32 => ControllerState::Disabled,
+            _ => ControllerState::Stopped,
+        };
+        self.settings.page = PageShift::clamped(settings.page_shift.load(Ordering::Relaxed));
+        self.settings.max_transfer =
+            settings.max_transfer.load(Ordering::Relaxed).min(MAX_TRANSFER);
+        self.settings.write_cache = settings.write_cache.load(Ordering::Relaxed) == 1;
+        self.burst = burst(settings.arbitration_burst.load(Ordering::Relaxed));
+        self.mapped = settings.doorbells_mapped.load(Ordering::Relaxed) == 1;
+        self.vectors.load(settings);
+        if settings.shadow_enabled.load(Ordering::Relaxed) != 1 {
+            self.shadow = None;
+            return;
+        }
+        let doorbells = Iova(settings.shadow_doorbells.load(Ordering::Relaxed));
+        let event_indexes = Iova(settings.shadow_event_indexes.load(Ordering::Relaxed));
+        let same = self.shadow.as_ref().is_some_and(|shadow| {
+            shadow.doorbells == doorbells && shadow.event_indexes == event_indexes
+        });
+        if !same {
+            let mut shadow = Shadow::new(doorbells, event_indexes);
+            // Memory that is not there is looked for again after the next change; until then the page counts.
+            shadow.resolve(&self.memory);
+            self.shadow = Some(shadow);
+        }
+    }
+
+    fn load_queues(&mut self) {
+        // Completion queues first: submission queues refer to them.
+        for qid in 1..MAX_QUEUES {
+            let row = &self.layout.completion_queues[qid];
+            // Acquire: pairs with the frontend's Release; the row's other fields are written.
+            let state = row.state.load(Ordering::Acquire);
+            let ours = row.worker.load(Ordering::Relaxed) == self.worker;
+            let generation = row.generation.load(Ordering::Relaxed);
+            if state != QueueState::Active as u32 || !ours {
+                // A queue that is being deleted has no submission queue any more.
+                self.cqs[qid] = None;
+                self.owed &= !(1 << qid);
+                continue;
+            }
+            if self.cqs[qid].as_ref().is_some_and(|cq| cq.generation == generation) {
+                continue;
+            }
+            let entries = row.entries.load(Ordering::Relaxed).clamp(2, MAX_QUEUE_ENTRIES);
+            let base = Iova(row.base.load(Ordering::Relaxed));
+            let interrupts = row.interrupts.load(Ordering::Relaxed) == 1;
+            let vector = row.vector.load(Ordering::Relaxed) as usize;
+            let position = &self.queues.completion_queues[qid];
+            position.posted.store(0, Ordering::Relaxed);
+            position.invalid_doorbell.store(0, Ordering::Relaxed);
+            // Release: the position belongs to this generation from here on.
+            position.generation.store(generation, Ordering::Release);
+            self.owed &= !(1 << qid);
+            self.cqs[qid] = Some(Cq {
+                position: CompletionQueue::new(entries),
+                memory: QueueMemory::new(base, u64::from(entries) * CQE, Access::WRITE),
+                generation,
+                valid: true,
+                vector: interrupts.then_some(vector),
+                head_seen: u64::MAX,
+                owed: false,
+                was_empty: false,
+            });
+        }
+        for qid in 1..MAX_QUEUES {
+            self.load_submission_queue(qid);
+        }
+    }
+
+    fn load_submission_queue(&mut self, qid: usize) {
+        let row = &self.layout.submission_queues[qid];
+        // Acquire: pairs with the frontend's Release; the row's other fields are written.
+        let state = row.state.load(Ordering::Acquire);
+        let generation = row.generation.load(Ordering::Relaxed);
+        let wanted =
+            state == QueueState::Active as u32 && row.worker.load(Ordering::Relaxed) == self.worker;
+        match &mut self.sqs[qid] {
+            Some(sq) if wanted && sq.generation == generation => return,
+            Some(sq) => {
+                sq.state = State::Deleting;
+                self.rotation.remove(qid);
+                self.abort_waiting(qid);
+                // Its successor comes when it is drained (`remove_drained_queues`).
+                return;
+            }
+            None => {}
+        }
+        let cqid = row.cqid.load(Ordering::Relaxed) as usize;
+        if !wanted || self.cqs.get(cqid).is_none_or(Option::is_none) {
+            return;
+        }
+        let entries = row.entries.load(Ordering::Relaxed).clamp(2, MAX_QUEUE_ENTRIES);
+        let base = Iova(row.base.load(Ordering::Relaxed));
+        let position = &self.queues.submission_queues[qid];
+        position.fetched.store(0, Ordering::Relaxed);
+        position.invalid_doorbell.store(0, Ordering::Relaxed);
+        // Release: the position belongs to this generation from here on.
+        position.generation.store(generation, Ordering::Release);
+        self.sqs[qid] = Some(Sq {
+            position: SubmissionQueue::new(entries, 0),
+            memory: QueueMemory::new(base, u64::from(entries) * SQE, Access::READ),
+            cqid,
+            generation,
+            in_flight: 0,
+            state: State::Active,
+            event_index_at: 0,
+        });
+        self.rotation.insert(qid);
+    }
+
+    /// Completes the waiting commands of a queue that is being deleted.
+    fn abort_waiting(&mut self, qid: usize) {
+        for _ in 0..self.waiting.len() {
+            let Some(slot) = self.waiting.pop_front() else { break };
+            let flight = *self.slots.flight(slot);
+            if usize::from(flight.sqid) == qid {
+                self.abort_slot(slot, Status::ABORTED_SQ_DELETION);
+            } else {
+                self.waiting.push_back(slot);
+            }
+        }
+    }
+
+    /// Completes a command that no block device has.
+    fn abort_slot(&mut self, slot: u16, status: Status) {
+        let flight = *self.slots.flight(slot);
+        match flight.kind {
+            Kind::Steps(entry) => self.free_steps.push(entry),
+            Kind::Fused(second) => {
+                let other = self.command_of(second).cid().0;
+                self.finish(second, flight.sqid, other, status, 0);
+            }
+            Kind::Single | Kind::Orphan => {}
+        }
+        self.finish(slot, flight.sqid, flight.cid, status, 0);
+    }
+
+    /// Removes deleted queues that have nothing in flight, and takes their successors in. False if some have.
+    fn remove_drained_queues(&mut self) -> bool {
+        let mut drained = true;
+        let mut removed = false;
+        for sq in &mut self.sqs {
+            match sq {
+                Some(queue) if queue.state == State::Deleting && queue.in_flight == 0 => {
+                    *sq = None;
+                    removed = true;
+                }
+                Some(queue) if queue.state == State::Deleting => drained = false,
+                _ => {}
+            }
+        }
+        if removed {
+            (1..MAX_QUEUES).for_each(|qid| self.load_submission_queue(qid));
+        }
+        drained
+    }
+
+    fn load_namespaces(&mut self) {
+        for (index, row) in self.layout.namespaces.iter().enumerate() {
+            self.requests.extend(self.namespaces.load(index, row));
+        }
+    }
+
+    fn namespaces_drained(&self) -> bool {
+        self.namespaces.open().iter().all(|&row| !self.namespaces.is_draining(usize::from(row)))
+    }
+
+    /// Takes out channels that are of no more use and have nothing outstanding.
+    fn close_finished_channels(&mut self) {
+        for index in (0..self.namespaces.open().len()).rev() {
+            let Some(&row) = self.namespaces.open().get(index) else { continue };
+            if let Some(channel) = self.namespaces.take_finished(usize::from(row)) {
+                let garbage = super::Garbage { channel: Some(channel), ..Default::default() };
+                self.garbage.push_back(garbage);
+            }
+        }
+    }
+
+    /// From here on nothing that was unmapped is found; what is in flight and touches it is marked.
+    fn take_in_unmaps(&mut self) {
+        let seen = self.seen.dma_version;
+        let started = self.seen.started;
+        let version = self.memory.refresh();
+        let Self { slots, sqs, cqs, shadow, memory, layout, .. } = self;
+        let mut number = seen;
+        let mut touch = |iova: Iova, size: u64, version: u64| {
+            for index in 0..slots.submitted().len() {
+                let Some(&slot) = slots.submitted().get(index) else { break };
+                let flight = slots.flight_mut(slot);
+                if flight.unmap_version == 0 && flight.touches(iova, size) {
+                    flight.unmap_version = version;
+                }
+            }
+            let sqs = sqs.iter_mut().flatten().map(|sq| &mut sq.memory);
+            let cqs = cqs.iter_mut().flatten().map(|cq| &mut cq.memory);
+            sqs.chain(cqs).filter(|queue| queue.touches(iova, size)).for_each(QueueMemory::forget);
+        };
+        let unmaps = unmaps_since(layout, seen, &mut |iova, size| {
+            number += 1;
+            touch(iova, size, number);
+        });
+        if matches!(unmaps, Unmaps::Everything(_)) || !started {
+            touch(Iova(0), u64::MAX, seen + 1);
+        }
+        if let Some(shadow) = shadow {
+            shadow.forget();
+            shadow.resolve(memory);
+        }
+        self.seen.dma_version = version;
+    }
+
+    /// Aborts a command that has not been sent on. NVMe Base 2.0c 5.1.
+    fn take_in_abort(&mut self, _now: u64) {
+        let settings = &self.layout.settings;
+        // Acquire: pairs with the frontend's Release; the command is written.
+        let number = settings.abort_number.load(Ordering::Acquire);
+        if number == self.seen.abort_number {
+            return;
+        }
+        self.seen.abort_number = number;
+        let command = settings.abort_command.load(Ordering::Relaxed);
+        let (sqid, cid) = ((command >> 16) as u16, command as u16);
+        let found = self.waiting.iter().position(|&slot| {
+            let flight = self.slots.flight(slot);
+            flight.sqid == sqid && flight.cid == cid
+        });
+        if let Some(slot) = found.and_then(|index| self.waiting.remove(index)) {
+            self.abort_slot(slot, Status::ABORT_REQUESTED);
+        }
+        let aborted = &self.queues.acknowledged.aborted;
+        aborted.store(u32::from(found.is_some()), Ordering::Relaxed);
+    }
+
+    // Sleep.
+
+    /// Asks guest, backends and frontend to wake this thread. False if there is something to do already; the caller
+    /// does not sleep then.
+    pub(crate) fn prepare_sleep(&mut self) -> bool {
+        if let Some(shadow) = &self.shadow {
+            let regions = self.memory.regions();
+            for (qid, sq) in self.sqs.iter().enumerate() {
+                let Some(sq) = sq else { continue };
+                store_event_index(shadow, regions, 2 * qid, sq.position.head());
+                if let Some(Some(cq)) = self.cqs.get(sq.cqid) {
+                    store_event_index(shadow, regions, 2 * sq.cqid + 1, cq.position.head());
+                }
+            }
+        }
+        // Full fence: the event indexes are stored before the doorbells are looked at again; pairs with the guest's own
+        // between its doorbell and its look at the event index.
+        fence(Ordering::SeqCst);
+        self.has_nothing_to_do()
+    }
+
+    /// After sleep: nobody needs to wake this thread.
+    pub(crate) fn woken(&mut self) {
+        for index in 0..self.namespaces.open().len() {
+            let Some(&row) = self.namespaces.open().get(index) else { break };
+            let entry = self.namespaces.get_mut(usize::from(row));
+            if let Some(channel) = entry.and_then(|entry| entry.channel.as_mut()) {
+                bdev::channel::Channel::unpark(channel.as_mut());
+            }
+        }
+    }
+
+    /// When there will be something to do though nobody says so.
+    pub(crate) fn deadline(&self) -> Option<u64> {
+        let channels = self.namespaces.open().iter().filter_map(|&row| {
+            let channel = self.namespaces.get(usize::from(row))?.channel.as_ref()?;
+            bdev::channel::Channel::deadline(channel.as_ref())
+        });
+        let waits = self
+            .waiting
+            .front()
+            .map(|&slot| self.slots.flight(slot).since.saturating_add(super::run::CHANNEL_WAIT));
+        channels.chain(waits).min()
+    }
+
+    fn has_nothing_to_do(&mut self) -> bool {
+        if self.seen.is_outdated(&self.layout.signals) || self.page.load(0) != self.admin_tail {
+            return false;
+        }
+        let doorbells = crate::doorbells::Doorbells::new(
+            &self.page,
+            self.shadow.as_ref(),
+            self.memory.regions(),
+        );
+        let enabled = self.state == ControllerState::Enabled && self.failure.is_none();
+        let rang = self.sqs.iter().enumerate().any(|(qid, sq)| {
+            sq.as_ref().is_some_and(|sq| {
+                let full = self.cqs.get(sq.cqid).and_then(Option::as_ref).is_none_or(|cq| {
+                    cq.position.room() == 0 && doorbells.head(sq.cqid) == cq.position.head()
+                });
+                sq.state == State::Active && doorbells.tail(qid) != sq.position.head() && !full
+            })
+        });
+        if (rang && enabled) || self.owed != 0 {
+            return false;
+        }
+        let mut idle = true;
+        for index in 0..self.namespaces.open().len() {
+            let Some(&row) = self.namespaces.open().get(index) else { break };
+            let entry = self.namespaces.get_mut(usize::from(row));
+            if let Some(channel) = entry.and_then(|entry| entry.channel.as_mut()) {
+                idle &= bdev::channel::Channel::park(channel.as_mut());
+            }
+        }
+        if !idle {
+            self.woken();
+        }
+        idle
+    }
+}
