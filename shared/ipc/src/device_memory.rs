@@ -12,7 +12,7 @@
 
 use crate::barrier;
 use crate::guest_memory::HostSlice;
-use crate::layout::SegmentHeader;
+use crate::layout::{SegmentHeader, SharedText};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -69,6 +69,8 @@ struct LeaseHeader {
     header: SegmentHeader,
     /// Bytes of the device; stored by the backend alone.
     size: AtomicU64,
+    /// The device's name.
+    name: SharedText<8>,
     /// 1 if the backend's fence is [`barrier::heavy`]; then registered writers need none.
     asymmetric: AtomicU32,
     /// Exclusive operations waiting or running.
@@ -105,9 +107,10 @@ impl DeviceMemory {
     /// Makes memory for a device of `size` bytes, all zeroes, not yet allocated.
     pub fn create(name: &str, size: u64) -> Result<Self, DeviceMemoryError> {
         check_size(size)?;
-        let name = CString::new(name.replace('\0', "_")).unwrap_or_default();
-        let fd = memfd_create(name.as_c_str(), MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)
-            .map_err(system("memfd_create"))?;
+        let file_name = CString::new(name.replace('\0', "_")).unwrap_or_default();
+        let fd =
+            memfd_create(file_name.as_c_str(), MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)
+                .map_err(system("memfd_create"))?;
         ftruncate(&fd, (DATA_OFFSET + size) as i64).map_err(system("ftruncate"))?;
         fcntl(&fd, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK)).map_err(system("seal"))?;
         let memory = Self::map(fd, size)?;
@@ -116,6 +119,7 @@ impl DeviceMemory {
         header.version.store(VERSION, Ordering::Relaxed);
         header.epoch.store(1, Ordering::Relaxed);
         memory.lease().size.store(size, Ordering::Relaxed);
+        memory.lease().name.store(name);
         // Release: pairs with the Acquire in `open`.
         header.magic.store(SegmentHeader::MAGIC, Ordering::Release);
         Ok(memory)
@@ -146,6 +150,11 @@ impl DeviceMemory {
             Some((field, found, _)) => Err(DeviceMemoryError::Mismatch { field, found }),
             None => Ok(memory),
         }
+    }
+
+    /// The name that it was made with, at most 64 bytes of it.
+    pub fn name(&self) -> String {
+        self.lease().name.load()
     }
 
     /// Bytes of the device, as far as this mapping reaches.
