@@ -33,9 +33,6 @@ use std::sync::Arc;
 /// Longest message in bytes. A message that is peeked whole must fit into the socket's buffer, of which the client has
 /// 208 KiB by default; so a server negotiates at most about half of this for the data of one transfer.
 pub const MAX_MESSAGE: usize = 128 << 10;
-/// Bytes consumed by one call.
-const CONSUME_STEP: usize = 64 << 10;
-
 /// Why a step was not done.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
@@ -129,7 +126,7 @@ pub struct Journal {
 impl Journal {
     /// The journal in `segment`, wherever it stands. Either [`Self::reset`] or [`Self::recover`] comes next.
     pub fn new(segment: Arc<Segment<ControllerLayout>>) -> Self {
-        Self { segment, scratch: vec![0; CONSUME_STEP].into_boxed_slice() }
+        Self { segment, scratch: vec![0; MAX_MESSAGE + 1].into_boxed_slice() }
     }
 
     /// For a new connection: no message is in hand.
@@ -145,17 +142,19 @@ impl Journal {
         self.page().step()
     }
 
-    /// Looks at the next message's 16 bytes of header and takes new descriptors of what came with them; every call
-    /// makes new ones, and dropping them closes them. The socket keeps the message.
+    /// Looks at the next message's 16 bytes of header and takes new descriptors of what came with the message; every
+    /// call makes new ones, and dropping them closes them. The socket keeps the message.
     ///
-    /// Descriptors count if they came with the message's first byte; any other are dropped when it is consumed.
+    /// A message's descriptors are those that came in a part (one `sendmsg` of the client) that ends within the
+    /// message, whose size the header tells in its bytes 4 to 7. Those of a part that also holds bytes of the next
+    /// message are dropped when this one is consumed; no known client sends such parts.
     ///
     /// # Errors
     /// [`JournalError::WouldBlock`] until all 16 bytes are there, [`JournalError::Closed`], [`JournalError::Cut`],
     /// [`JournalError::System`].
     pub fn peek_header(&mut self, fd: BorrowedFd<'_>) -> Result<PeekedHeader, JournalError> {
         self.before_consuming("peek")?;
-        socket::peek_header(fd)
+        socket::peek_header(fd, &mut self.scratch)
     }
 
     /// Looks at the whole message, whose size is that of `message`; from then on it is in hand. The descriptors that
@@ -234,7 +233,7 @@ impl Journal {
                 return Ok(());
             }
             let rest = size.checked_sub(consumed).ok_or(JournalError::Corrupt("bytes consumed"))?;
-            let into = rest.min(CONSUME_STEP);
+            let into = rest.min(self.scratch.len());
             socket::receive(&page.consumed, fd, &mut self.scratch[..into])?;
         }
     }

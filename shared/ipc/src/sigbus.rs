@@ -5,9 +5,6 @@
 //!
 //! The handler takes no lock, allocates nothing and calls nothing but what a signal handler may.
 
-#[cfg(test)]
-mod tests;
-
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use std::ptr::NonNull;
 use std::sync::OnceLock;

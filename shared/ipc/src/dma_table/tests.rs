@@ -546,11 +546,12 @@ fn cost_of_lookup_map_and_unmap() {
     let segment = Arc::clone(writer.segment());
     let (mut state, mut sum) = (1, 0);
     timed("lookup, random, 65535 rows", 2_000_000, &mut |_| {
-        let iova = Iova(next(&mut state) % pages << 12);
+        let iova = Iova((next(&mut state) % pages) << 12);
         sum += segment.dma.lookup(iova).ok().flatten().map_or(0, |row| row.offset);
     });
     timed("lookup, ascending, 65535 rows", 2_000_000, &mut |at| {
-        sum += segment.dma.lookup(Iova(at % pages << 12)).ok().flatten().map_or(0, |row| row.size);
+        sum +=
+            segment.dma.lookup(Iova((at % pages) << 12)).ok().flatten().map_or(0, |row| row.size);
     });
     timed("unmap and map, random, 65535 rows", 500_000, &mut |_| {
         let page = next(&mut state) % pages;

@@ -102,7 +102,7 @@ impl DmaWriter {
             if self.rows >= MAX_ROWS {
                 return Err(DmaError::Full);
             }
-            if place.count < LEAF_ROWS || self.free.len() > 0 {
+            if place.count < LEAF_ROWS || !self.free.is_empty() {
                 self.widen(&place, &row);
                 self.insert(place, row)?;
                 self.count_row(&row);

@@ -53,7 +53,7 @@ pub enum DmaFaultKind {
 pub struct GuestMemory {
     segment: Arc<Segment<ControllerLayout>>,
     regions: RegionTable,
-    cache: Box<[Entry]>,
+    cache: Box<[[Entry; ENTRIES]; SHIFTS.len()]>,
     dma_version: u64,
 }
 
@@ -61,7 +61,8 @@ pub struct GuestMemory {
 // Sync: the cache is filled through &self.)
 unsafe impl Send for GuestMemory {}
 
-/// A cached row; size 0 for none.
+/// A cached row; size 0 for none. A cache line.
+#[repr(align(64))]
 struct Entry {
     start: Cell<u64>,
     size: Cell<u64>,
@@ -85,7 +86,7 @@ impl GuestMemory {
     /// For the controller of `segment`, without any region yet.
     pub fn new(segment: Arc<Segment<ControllerLayout>>) -> Self {
         let dma_version = segment.signals.dma_version.load(Ordering::Acquire);
-        let cache = (0..ENTRIES * SHIFTS.len()).map(|_| Entry::empty()).collect();
+        let cache = Box::new(std::array::from_fn(|_| std::array::from_fn(|_| Entry::empty())));
         Self { segment, regions: RegionTable::new(), cache, dma_version }
     }
 
@@ -220,7 +221,7 @@ impl GuestMemory {
     #[inline(always)]
     fn find(&self, iova: Iova, access: Access) -> Result<Hit, DmaFault> {
         for (third, shift) in SHIFTS.into_iter().enumerate() {
-            let entry = &self.cache[third * ENTRIES + slot(iova, shift)];
+            let entry = &self.cache[third][slot(iova, shift)];
             let within = iova.0.wrapping_sub(entry.start.get());
             if within < entry.size.get() && entry.access.get().contains(access) {
                 // SAFETY: within < size, and base to base + size lies in a mapped region (checked in `fill`).
@@ -260,7 +261,7 @@ impl GuestMemory {
             size if size >= 1 << SHIFTS[2] => 2,
             _ => 1,
         };
-        let entry = &self.cache[third * ENTRIES + slot(iova, SHIFTS[third])];
+        let entry = &self.cache[third][slot(iova, SHIFTS[third])];
         entry.start.set(row.iova.0);
         entry.size.set(row.size);
         entry.base.set(base);
@@ -273,7 +274,7 @@ impl GuestMemory {
     }
 
     fn flush(&mut self) {
-        self.cache.iter().for_each(|entry| entry.size.set(0));
+        self.cache.iter().flatten().for_each(|entry| entry.size.set(0));
     }
 }
 

@@ -164,6 +164,26 @@ impl<'a> HostSlice<'a> {
         true
     }
 
+    /// Stores `N` 64-bit words from `offset` on, in ascending order, the last one with Release: whoever sees the last
+    /// (Acquire) sees the others. `false` if they do not lie within, are not aligned or may not be written.
+    #[inline]
+    pub fn store_words<const N: usize>(&self, offset: usize, words: [u64; N]) -> bool {
+        let Some(part) = self.sub(offset, N * size_of::<u64>()).filter(|_| self.writable) else {
+            return false;
+        };
+        let to = part.base.cast::<[AtomicU64; N]>();
+        if !to.cast::<AtomicU64>().is_aligned() {
+            return false;
+        }
+        // SAFETY: within the slice, aligned and writable, all checked above; only atomics are referenced in this memory.
+        let to = unsafe { to.as_ref() };
+        for (index, (to, word)) in to.iter().zip(words).enumerate() {
+            let order = if index + 1 == N { Ordering::Release } else { Ordering::Relaxed };
+            to.store(word.to_le(), order);
+        }
+        true
+    }
+
     /// Stores a 64-bit word; `false` if it does not lie within, is not aligned or may not be written.
     #[inline]
     pub fn store_u64(&self, offset: usize, value: u64, order: Ordering) -> bool {

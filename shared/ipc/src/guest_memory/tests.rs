@@ -276,7 +276,7 @@ fn prefault_leaves_holes_alone_and_ends_with_its_region() {
 fn cost_of_translation() {
     let (mut writer, memory) = memory();
     for page in 0..65_534 {
-        writer.map(row(page << 12, 4096, 0, page % 1024 << 12)).unwrap();
+        writer.map(row(page << 12, 4096, 0, (page % 1024) << 12)).unwrap();
     }
     writer.map(row(1 << 40, 4 * MIB, 0, 0)).unwrap();
     let mut sum = 0;

@@ -22,14 +22,17 @@ const _: () = {
 pub struct PeekedHeader {
     /// The 16 bytes.
     pub bytes: [u8; 16],
-    /// New descriptors of what came with them, close-on-exec.
+    /// New descriptors of what came with the message, close-on-exec.
     pub fds: Vec<OwnedFd>,
     /// Further descriptors came that this process had no room for.
     pub fds_cut: bool,
 }
 
-/// Looks at the header and takes its descriptors.
-pub(super) fn peek_header(fd: BorrowedFd<'_>) -> Result<PeekedHeader, JournalError> {
+/// Looks at the header and takes its descriptors; `scratch` is longer than any message.
+pub(super) fn peek_header(
+    fd: BorrowedFd<'_>,
+    scratch: &mut [u8],
+) -> Result<PeekedHeader, JournalError> {
     let mut header = PeekedHeader { bytes: [0; 16], fds: Vec::new(), fds_cut: false };
     let mut control = [0u64; CONTROL_WORDS];
     let mut vector =
@@ -46,12 +49,24 @@ pub(super) fn peek_header(fd: BorrowedFd<'_>) -> Result<PeekedHeader, JournalErr
         checked("recvmsg", || unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, flags) })?;
     header.fds = descriptors(&message);
     header.fds_cut = message.msg_flags & libc::MSG_CTRUNC != 0;
-    match got {
-        0 => Err(JournalError::Closed),
-        16 => Ok(header),
-        // Fewer: they will come, or a part with descriptors ended the peek, or the client is gone.
-        _ => peek(fd, &mut header.bytes).map(|()| header),
+    if got == 0 {
+        return Err(JournalError::Closed);
     }
+    if got < header.bytes.len() {
+        // The rest will come, or a part with descriptors ended the peek, or the client is gone.
+        peek(fd, &mut header.bytes)?;
+    }
+    if !header.fds.is_empty() || header.fds_cut {
+        let [_, _, _, _, size @ .., _, _, _, _, _, _, _, _] = header.bytes;
+        let size = (u32::from_le_bytes(size) as usize).clamp(header.bytes.len(), scratch.len() - 1);
+        // A peek does not stop at its last byte: it walks on until it meets descriptors, be it those of a later
+        // message. But it does stop behind the part that brought them, so this one tells where that part ends.
+        if peek_part(fd, &mut scratch[..=size])? > size {
+            header.fds.clear();
+            header.fds_cut = false;
+        }
+    }
+    Ok(header)
 }
 
 /// Fills `bytes` from the start of what the socket holds, which keeps it.
@@ -195,7 +210,7 @@ fn descriptors(message: &libc::msghdr) -> Vec<OwnedFd> {
         let mut header = libc::CMSG_FIRSTHDR(message);
         while let Some(control) = header.as_ref() {
             if (control.cmsg_level, control.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
-                let bytes = (control.cmsg_len as usize).saturating_sub(libc::CMSG_LEN(0) as usize);
+                let bytes = control.cmsg_len.saturating_sub(libc::CMSG_LEN(0) as usize);
                 let data = libc::CMSG_DATA(header).cast::<RawFd>();
                 let count = bytes / size_of::<RawFd>();
                 // Each is new and nobody else's.

@@ -1,6 +1,6 @@
 //! Faults that really happen.
 
-use crate::guest_memory::{Access, MemRange, Region, RegionId, RegionPolicy, RegionTable};
+use ipc::guest_memory::{Access, MemRange, Region, RegionId, RegionPolicy, RegionTable};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -122,7 +122,7 @@ fn signal_of(act: impl FnOnce()) -> Option<Signal> {
 
 #[test]
 fn fault_elsewhere_keeps_the_default_action() {
-    super::install().unwrap();
+    ipc::sigbus::install().unwrap();
     let (client, guarded) = memfd(8192);
     // Mapped, but nobody guards it.
     // SAFETY: a fresh mapping, used only here; the file shrinks on purpose.
@@ -135,9 +135,9 @@ fn fault_elsewhere_keeps_the_default_action() {
     assert_eq!(signal_of(|| {}), None);
     ftruncate(&client, 0).unwrap();
     // SAFETY: the mapping exists; that reading it faults is the point.
-    let touch = || drop(unsafe { stray.cast::<u32>().read_volatile() });
-    #[expect(clippy::drop_non_drop, reason = "the value is of no use")]
-    let signal = signal_of(touch);
+    let signal = signal_of(|| unsafe {
+        stray.cast::<u32>().read_volatile();
+    });
     assert_eq!(signal, Some(Signal::SIGBUS));
     // Sent by somebody: no fault, no address.
     // SAFETY: raises a signal in the child.
