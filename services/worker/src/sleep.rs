@@ -4,6 +4,16 @@
 //! for good only where everybody who has work for it will wake it: with doorbells that are mapped into a guest it has to
 //! look for itself.
 
+use crate::clock::Clock;
+use crate::notify::Notifier;
+use crate::reactor::Reactor;
+use ipc::event::EventFd;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::time::TimeSpec;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
 /// Nanoseconds without work before the first nap.
 pub const SPIN: u64 = 50_000;
 /// Nanoseconds of the first nap.
@@ -76,6 +86,48 @@ impl Idle {
             None if must_look => Step::Nap(nap),
             None => Step::Sleep,
         }
+    }
+}
+
+/// Polls until told to stop. `kick` wakes the thread; whoever sets `stop` signals it too.
+pub fn run<C: Clock, N: Notifier>(
+    reactor: &mut Reactor<C, N>,
+    kick: &EventFd,
+    max_nap: Duration,
+    stop: &AtomicBool,
+) {
+    let mut idle = Idle::new(max_nap.as_nanos() as u64);
+    loop {
+        if reactor.poll() > 0 {
+            idle.worked();
+            continue;
+        }
+        if !idle.idled() {
+            std::hint::spin_loop();
+            continue;
+        }
+        if stop.load(Ordering::Relaxed) {
+            return;
+        }
+        let now = reactor.now();
+        let bound = match idle.step(now, reactor.must_look(), reactor.deadline()) {
+            Step::Spin => continue,
+            Step::Nap(nanoseconds) => Some(Duration::from_nanos(nanoseconds)),
+            Step::Sleep => None,
+        };
+        if reactor.prepare_sleep() {
+            wait(kick, bound);
+            reactor.woken();
+        }
+    }
+}
+
+/// Waits until the kick is signalled or the time is over.
+fn wait(kick: &EventFd, bound: Option<Duration>) {
+    let mut fds = [PollFd::new(kick.as_fd(), PollFlags::POLLIN)];
+    // Interrupted or failed: the next poll looks at everything anyway.
+    if ppoll(&mut fds, bound.map(TimeSpec::from_duration), None).is_ok_and(|ready| ready > 0) {
+        kick.drain().ok();
     }
 }
 

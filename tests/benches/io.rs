@@ -1,0 +1,325 @@
+//! Speed, as ratios to the floor that is measured in the same run, alternating with it.
+//!
+//! `cargo bench -p vireo-tests` prints a table. Arguments after `--` choose rows by their name. Client and worker are
+//! threads of this process here, each pinned to a core, over the same segments that processes share; a run in which one
+//! of them did not get its core is repeated.
+
+use bdev::channel::{AnyChannel, Geometry};
+use bdev::malloc::MallocChannel;
+use bdev::null::NullChannel;
+use ipc::device_memory::DeviceMemory;
+use ipc::event::EventFd;
+use ipc::layout::queues::QueuesLayout;
+use ipc::segment::Segment;
+use nvme_spec::Nsid;
+use std::hint::black_box;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use vireo_tests::client::{Commands, Pinned, Rig};
+use vireo_tests::floor;
+use vireo_worker::clock::Monotonic;
+use vireo_worker::notify::EventNotifier;
+use vireo_worker::reactor::{Message, Reactor};
+use vireo_worker::sleep;
+
+/// Entries of the queues.
+const ENTRIES: u32 = 1024;
+/// Bytes of the memory block device.
+const DEVICE: u64 = 1 << 30;
+/// Alternations.
+const ROUNDS: usize = 7;
+/// Part of its core that a thread must have had for a measurement to count.
+const SHARE: f64 = 0.97;
+/// Attempts at a measurement that counts.
+const ATTEMPTS: usize = 8;
+/// Cores of client and server.
+const CLIENT: usize = 1;
+const SERVER: usize = 0;
+
+/// What a worker serves in one measurement.
+enum Device {
+    Null,
+    Malloc(Arc<DeviceMemory>),
+}
+
+impl Device {
+    fn channel(&self) -> AnyChannel {
+        let geometry = Geometry { size: DEVICE, read_only: false };
+        match self {
+            Self::Null => AnyChannel::Null(NullChannel::new(geometry, 0)),
+            Self::Malloc(memory) => AnyChannel::Malloc(
+                MallocChannel::lease(memory.clone(), false, 0, None).expect("lease 0"),
+            ),
+        }
+    }
+}
+
+/// Runs a measurement until both threads had their cores.
+fn counted(mut measure: impl FnMut() -> (f64, f64)) -> f64 {
+    let mut last = f64::NAN;
+    for _ in 0..ATTEMPTS {
+        let (nanoseconds, share) = measure();
+        last = nanoseconds;
+        if share >= SHARE {
+            return nanoseconds;
+        }
+    }
+    last
+}
+
+/// Nanoseconds per command of the floor.
+fn floor(depth: u16, total: u64) -> f64 {
+    counted(|| {
+        let (rig, _controller) = Rig::new(1, 1);
+        let log = Segment::<QueuesLayout>::create("log", 1).expect("memfd");
+        let at = vireo_tests::client::rig::BASE;
+        let sq = rig.at(at, ENTRIES as usize * 64);
+        let cq = rig.at(at + vireo_tests::client::rig::CQ_AT, ENTRIES as usize * 16);
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let server = scope.spawn(|| {
+                let pinned = Pinned::to(SERVER);
+                floor::serve(1, ENTRIES, sq, cq, &rig.doorbells, &log.slots[..64], &stop);
+                pinned.share()
+            });
+            let result = client(&rig, depth, total, 512);
+            stop.store(true, Ordering::Relaxed);
+            (result.0, result.1.min(server.join().unwrap_or(0.0)))
+        })
+    })
+}
+
+/// Drives queue pair 1: nanoseconds per command and the part of the core.
+fn client(rig: &Rig, depth: u16, total: u64, block: u64) -> (f64, f64) {
+    let pinned = Pinned::to(CLIENT);
+    let shift = block.trailing_zeros();
+    let mut commands = Commands::reads(Nsid(1), rig.buffers(1), DEVICE >> shift, shift);
+    let mut queue = rig.queue(1, ENTRIES);
+    queue.run(&mut commands, depth, total / 10);
+    let start = Instant::now();
+    queue.run(&mut commands, depth, total);
+    let elapsed = start.elapsed();
+    (elapsed.as_nanos() as f64 / total as f64, pinned.share())
+}
+
+/// Runs `drive` against a worker with these controllers.
+fn with_worker<T>(
+    rigs: &[Rig],
+    controllers: Vec<vireo_worker::controller::Controller>,
+    device: &Device,
+    drive: impl FnOnce() -> T,
+) -> (T, f64) {
+    let (mut reactor, control) = Reactor::new(Monotonic::default(), EventNotifier);
+    for controller in controllers {
+        control.send(Message::Attach(Box::new(controller))).ok().expect("room");
+    }
+    let kick = EventFd::create().expect("eventfd");
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (stop, kick) = (&stop, &kick);
+        let worker = scope.spawn(move || {
+            let pinned = Pinned::to(SERVER);
+            sleep::run(&mut reactor, kick, Duration::from_micros(500), stop);
+            pinned.share()
+        });
+        for rig in rigs {
+            rig.settle(rig.publish());
+            control.send(rig.channel(0, device.channel())).ok().expect("room");
+        }
+        let result = drive();
+        stop.store(true, Ordering::Relaxed);
+        kick.signal().ok();
+        (result, worker.join().unwrap_or(0.0))
+    })
+}
+
+/// Nanoseconds per command of a worker, one queue pair.
+fn target(device: &Device, depth: u16, total: u64) -> f64 {
+    counted(|| {
+        let (rig, controller) = Rig::new(1, 1);
+        rig.add_namespace(0, DEVICE >> 9, 9);
+        rig.add_queue(1, ENTRIES, None);
+        let rigs = [rig];
+        let ((time, share), worker) =
+            with_worker(&rigs, vec![controller], device, || client(&rigs[0], depth, total, 512));
+        (time, share.min(worker))
+    })
+}
+
+/// Nanoseconds per command of `count` controllers with `queues` queue pairs each, of which the first `busy` of each
+/// controller have commands at `depth`.
+fn many(count: usize, queues: usize, busy: usize, depth: u16, time: Duration) -> f64 {
+    counted(|| {
+        let mut rigs = Vec::new();
+        let mut controllers = Vec::new();
+        for id in 0..count {
+            let (rig, controller) = Rig::new(id as u128 + 1, queues);
+            rig.add_namespace(0, DEVICE >> 9, 9);
+            (1..=queues).for_each(|qid| rig.add_queue(qid, ENTRIES, None));
+            rigs.push(rig);
+            controllers.push(controller);
+        }
+        let ((result, share), worker) = with_worker(&rigs, controllers, &Device::Null, || {
+            let pinned = Pinned::to(CLIENT);
+            let mut pairs: Vec<_> = rigs
+                .iter()
+                .flat_map(|rig| {
+                    (1..=busy).map(move |qid| {
+                        let commands = Commands::reads(Nsid(1), rig.buffers(qid), DEVICE >> 9, 9);
+                        (rig.queue(qid, ENTRIES), commands)
+                    })
+                })
+                .collect();
+            for (queue, commands) in &mut pairs {
+                (0..depth).for_each(|cid| queue.push(commands.next(cid)));
+                queue.ring();
+            }
+            let mut turn = |time: Duration| {
+                let start = Instant::now();
+                let mut completed = 0;
+                while start.elapsed() < time {
+                    for _ in 0..64 {
+                        for (queue, commands) in &mut pairs {
+                            completed += queue.turn(commands);
+                        }
+                    }
+                }
+                start.elapsed().as_nanos() as f64 / completed.max(1) as f64
+            };
+            turn(time / 5);
+            (turn(time), pinned.share())
+        });
+        (result, share.min(worker))
+    })
+}
+
+/// Nanoseconds per copy of 4 KiB from a random place of a device to one of 128 buffers, the next one prefetched, on one
+/// core.
+fn copy_loop(device: &DeviceMemory, total: u64) -> f64 {
+    let (rig, _controller) = Rig::new(1, 1);
+    counted(|| {
+        let pinned = Pinned::to(SERVER);
+        let mut random = 0x9E37_79B9_7F4A_7C15_u64;
+        let mut next = || {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            ((u128::from(random) * u128::from(DEVICE >> 12)) >> 64) as u64 * 4096
+        };
+        let buffers: Vec<_> =
+            (0..128).map(|cid| rig.at(rig.buffers(1) + cid * 4096, 4096)).collect();
+        let start = Instant::now();
+        let mut place = next();
+        for copy in 0..total as usize {
+            let following = next();
+            if let Some(source) = device.slice(following, 4096) {
+                source.prefetch();
+            }
+            if let Some(source) = device.slice(place, 4096) {
+                buffers[copy % 128].copy_from_slice(&source);
+            }
+            place = following;
+        }
+        black_box(&buffers);
+        (start.elapsed().as_nanos() as f64 / total as f64, pinned.share())
+    })
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Measures both in turn; prints the medians of each and of their ratios.
+fn compare(name: &str, bar: &str, mut base: impl FnMut() -> f64, mut ours: impl FnMut() -> f64) {
+    let pairs: Vec<(f64, f64)> = (0..ROUNDS).map(|_| (base(), ours())).collect();
+    let times = median(pairs.iter().map(|pair| pair.1).collect());
+    let bases = median(pairs.iter().map(|pair| pair.0).collect());
+    let ratios: Vec<f64> = pairs.iter().map(|(base, ours)| ours / base).collect();
+    let (low, high) =
+        ratios.iter().fold((f64::MAX, 0.0_f64), |(low, high), &r| (low.min(r), high.max(r)));
+    println!(
+        "{name:<34} {times:>8.1} ns {bases:>8.1} ns {:>6.2} ({low:.2} to {high:.2})  {bar}",
+        median(ratios)
+    );
+}
+
+fn main() {
+    let wanted: Vec<String> =
+        std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
+    let chosen =
+        |name: &str| wanted.is_empty() || wanted.iter().any(|want| name.contains(want.as_str()));
+    println!("{:<34} {:>11} {:>11} {:>6}", "", "ours", "base", "ratio");
+    let null = Device::Null;
+    if chosen("null-d1") {
+        compare(
+            "null-d1, 4 KiB reads",
+            "bar: 1.3 floors",
+            || floor(1, 1_000_000),
+            || target(&null, 1, 1_000_000),
+        );
+    }
+    if chosen("null-d128") {
+        compare(
+            "null-d128, 4 KiB reads",
+            "bar: 55 ns",
+            || floor(128, 20_000_000),
+            || target(&null, 128, 10_000_000),
+        );
+    }
+    let memory = || {
+        let memory = Arc::new(DeviceMemory::create("bench", DEVICE).expect("1 GiB of memory"));
+        memory.slice(0, DEVICE).expect("whole").fill(1);
+        memory
+    };
+    if chosen("malloc-d1") || chosen("malloc-d128") {
+        let memory = memory();
+        let malloc = Device::Malloc(memory.clone());
+        if chosen("malloc-d1") {
+            compare(
+                "malloc-d1, 4 KiB random reads",
+                "bar: 800 ns",
+                || floor(1, 500_000),
+                || target(&malloc, 1, 500_000),
+            );
+        }
+        if chosen("malloc-d128") {
+            compare(
+                "malloc-d128, 4 KiB random reads",
+                "bar: 1.15 copy loops",
+                || copy_loop(&memory, 1_000_000),
+                || target(&malloc, 128, 1_000_000),
+            );
+        }
+    }
+    if chosen("scale") {
+        let time = Duration::from_millis(300);
+        let one = || many(1, 1, 1, 32, time);
+        for queues in [4, 16, 64] {
+            compare(
+                &format!("scale: {queues} queue pairs, d32 each"),
+                "base: 1 queue pair",
+                one,
+                || many(1, queues, queues, 32, time),
+            );
+        }
+        for controllers in [4, 16] {
+            compare(
+                &format!("scale: {controllers} controllers, d32 each"),
+                "base: 1 controller",
+                one,
+                || many(controllers, 1, 1, 32, time),
+            );
+        }
+    }
+    if chosen("idle") {
+        let time = Duration::from_millis(300);
+        compare(
+            "idle: 1 busy at d1, 63 idle queues",
+            "base: no idle queue",
+            || many(1, 1, 1, 1, time),
+            || many(1, 64, 1, 1, time),
+        );
+    }
+}

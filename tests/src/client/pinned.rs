@@ -1,0 +1,34 @@
+//! A thread on a core of its own, and whether it got that core.
+
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::Pid;
+use std::time::{Duration, Instant};
+
+/// Since when this thread has been pinned.
+pub struct Pinned {
+    started: Instant,
+    cpu: Duration,
+}
+
+impl Pinned {
+    /// Pins this thread to a core (modulo the cores there are).
+    pub fn to(core: usize) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let mut set = CpuSet::new();
+        set.set(core % cores).ok();
+        sched_setaffinity(Pid::from_raw(0), &set).ok();
+        Self { started: Instant::now(), cpu: cpu_time() }
+    }
+
+    /// The part of the time since then in which this thread ran, 0 to 1.
+    pub fn share(&self) -> f64 {
+        let wall = self.started.elapsed().as_secs_f64();
+        (cpu_time() - self.cpu).as_secs_f64() / wall.max(1e-9)
+    }
+}
+
+/// What this thread has run so far.
+fn cpu_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
+}
