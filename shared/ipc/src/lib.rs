@@ -11,6 +11,7 @@ pub mod device_memory;
 pub mod dma_table;
 pub mod doorbell;
 pub mod event;
+pub mod fd_store;
 pub mod guest_memory;
 pub mod handoff;
 pub mod iova;
@@ -22,3 +23,4 @@ pub mod sigbus;
 pub mod sync;
 
 pub use iova::Iova;
+pub mod watchdog;
