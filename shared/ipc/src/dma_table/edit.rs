@@ -1,7 +1,7 @@
 //! Changes of one leaf or of the root, in steps that can be taken up anywhere: the intent is written first, the cursor
 //! follows the shift, and a row is never overwritten before its copy is complete.
 
-use super::{DmaError, DmaTable, EditIntent, LEAF_ROWS, LEAVES};
+use super::{DmaError, DmaTable, EditIntent, LEAF_ROWS, LEAVES, Leaf, Root};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Values of `EditIntent::kind`.
@@ -174,5 +174,3 @@ impl DmaTable {
         Ok(())
     }
 }
-
-use super::{Leaf, Root};
