@@ -88,6 +88,7 @@ impl Controller {
             self.state = self.state.after(Event::Fail);
             return;
         }
+        self.synchronise(None, cx);
         self.state = self.state.after(Event::Enable);
         let Registers { cc, aqa, asq, acq, .. } = self.registers;
         cx.doorbells.clear();
@@ -98,7 +99,6 @@ impl Controller {
             counter.store(0, Ordering::Relaxed);
         }
         self.segment.settings.page_shift.store(cc.page_shift(), Ordering::Relaxed);
-        self.synchronise(None, cx);
         self.segment.signals.state.store(ControllerState::Enabled as u32, Ordering::Relaxed);
         self.publish(cx);
     }

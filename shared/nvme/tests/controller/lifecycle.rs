@@ -40,7 +40,8 @@ fn every_page_size_of_cap_works() {
 
 #[test]
 fn an_invalid_enable_is_fatal_until_reset() {
-    let bad: [(&str, fn(&mut Host)); 6] = [
+    type Enable = fn(&mut Host);
+    let bad: [(&str, Enable); 6] = [
         ("mps", |host| host.enable_with(Host::cc().with_mps(5))),
         ("ams", |host| {
             host.enable_with(Host::cc().with_ams(ArbitrationSelected::WEIGHTED_ROUND_ROBIN))
@@ -262,7 +263,7 @@ fn a_full_completion_queue_loses_nothing() {
             assert_eq!(entry.status().code(), Status::INVALID_OPCODE);
             seen.push(entry.cid);
             head += 1;
-            phase = (head / 4) % 2 == 0;
+            phase = (head / 4).is_multiple_of(2);
             host.doorbells.store(1, head % 4);
         }
     }

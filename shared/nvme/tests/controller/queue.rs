@@ -220,21 +220,24 @@ fn number_of_queues_is_settled_before_there_are_any() {
 fn more_waiting_commands_than_are_held_stay_in_the_queue() {
     let mut host = Host::enabled();
     host.acknowledge();
-    let mut commands = 0;
-    for _ in 0..31 {
-        host.submit(crate::feature::set(FeatureId::ARBITRATION, commands));
-        commands += 1;
-    }
-    while host.process() {}
+    let segment = host.controller.segment().clone();
+    let fetched = || segment.admin.fetched.load(Ordering::Relaxed);
+    let submit = |host: &mut Host| {
+        (0..31).for_each(|_| {
+            host.submit(crate::feature::set(FeatureId::ARBITRATION, 0));
+        });
+        while host.process() {}
+    };
+    submit(&mut host);
+    assert_eq!(fetched(), 31);
+    submit(&mut host);
+    assert_eq!(fetched(), 32, "as many as wait at a time");
     assert!(host.completion().is_none());
-    host.acknowledge();
-    for _ in 0..31 {
-        host.submit(crate::feature::set(FeatureId::ARBITRATION, 0));
-    }
+    let mut done = 0;
     for _ in 0..8 {
-        host.process();
         host.acknowledge();
+        done += std::iter::from_fn(|| host.completion()).count();
+        host.process();
     }
-    let done = std::iter::from_fn(|| host.completion()).count();
-    assert!(done >= 31, "{done}");
+    assert_eq!((done, fetched()), (62, 62));
 }
