@@ -1,3 +1,86 @@
-//! Entry point.
+//! `vireo-backend`: configure, start, wait, drain.
 
-fn main() {}
+#![forbid(unsafe_code)]
+
+use anyhow::Context;
+use clap::Parser;
+use service::config::{Config, Kind};
+use service::control::Server;
+use service::shutdown::Shutdown;
+use service::start::{Arguments, EXIT_FAILURE, set_limits};
+use std::process::ExitCode;
+use std::sync::Arc;
+use vireo_backend::backend::Backend;
+use vireo_backend::registry::Registry;
+use vireo_backend::serve::{self, Command};
+use vireo_backend::store::Store;
+
+/// Owns block devices; serves rings and grants leases.
+#[derive(Parser)]
+#[command(version)]
+struct CommandLine {
+    #[command(flatten)]
+    arguments: Arguments,
+}
+
+fn main() -> ExitCode {
+    let CommandLine { arguments } = CommandLine::parse();
+    telemetry::log::start();
+    let config = match arguments.load(Kind::Backend) {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    set_limits();
+    // Before other descriptors are opened: what the keeper passed lies at fixed numbers.
+    let store = match Store::from_environment() {
+        Ok(store) => store,
+        Err(error) => {
+            tracing::error!(%error, "descriptor store");
+            return ExitCode::from(EXIT_FAILURE);
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let result = runtime
+        .context("start the runtime")
+        .and_then(|runtime| runtime.block_on(run(&config, &arguments.name, store)));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::from(EXIT_FAILURE)
+        }
+    }
+}
+
+async fn run(config: &Config, name: &str, store: Store) -> anyhow::Result<()> {
+    let shutdown = Shutdown::listen().context("listen for signals")?;
+    // Before any guest memory is mapped: a fault in it fails one controller, not this process.
+    ipc::sigbus::install().context("handle faults of guest memory")?;
+    let socket = config.socket(Kind::Backend, name);
+    let server =
+        Server::bind(&socket).with_context(|| format!("listen on {}", socket.display()))?;
+    let (loop_, handle) = serve::new().context("make the serve loop's event")?;
+    let (ended, loop_ended) = tokio::sync::oneshot::channel();
+    let thread = std::thread::Builder::new()
+        .name("serve".to_owned())
+        .spawn(move || {
+            loop_.run();
+            ended.send(()).ok();
+        })
+        .context("start the serve loop")?;
+    let registry = Registry::new(handle.clone(), store);
+    let backend = Arc::new(Backend::new(name.to_owned(), handle.clone(), registry));
+    service::ready::ready("waiting for devices");
+    tracing::info!(socket = %socket.display(), "backend ready");
+    tokio::select! {
+        () = server.serve(backend) => {}
+        () = shutdown.requested() => {}
+        // Without the loop nothing is served; the keeper starts this process anew.
+        _ = loop_ended => anyhow::bail!("the serve loop has ended"),
+    }
+    service::ready::stopping();
+    handle.send(Command::Stop).await.ok();
+    // Devices wait for what the kernel still does with guest memory.
+    tokio::task::spawn_blocking(move || thread.join().ok()).await.ok();
+    Ok(())
+}

@@ -1,0 +1,304 @@
+//! Devices, rings and guest memory of the serve loop.
+
+use super::command::{ChannelKey, Command, DeviceKey, Owner, Resize};
+use bdev::channel::{AnyChannel, Channel, Geometry, Submitted};
+use bdev::error::{Error, ErrorKind};
+use bdev::request::{Op, Outcome, Request};
+use bdev::ring::server::RingServer;
+use ipc::guest_memory::{Region, RegionTable};
+use std::collections::HashMap;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use tokio::sync::oneshot;
+use tracing::warn;
+
+/// A pending request's tag on its device: place of the channel in the high 24 bits, slot in the low 8.
+const SLOT_BITS: u32 = 8;
+/// Places of channels; the last is for errands.
+const MAX_PLACES: usize = 1 << 16;
+/// The place that stands for errands.
+const ERRAND: u32 = MAX_PLACES as u32;
+
+/// What the loop serves.
+#[derive(Default)]
+pub struct State {
+    devices: HashMap<DeviceKey, Device>,
+    channels: Vec<Option<Served>>,
+    memory: HashMap<Owner, RegionTable>,
+    /// Regions that are out of their table but still used by requests under way.
+    leaving: Vec<Leaving>,
+    /// Rings that wait for their predecessors.
+    arriving: Vec<(Served, oneshot::Sender<()>)>,
+}
+
+struct Leaving {
+    region: Arc<Region>,
+    done: oneshot::Sender<Option<Arc<Region>>>,
+}
+
+struct Device {
+    channel: AnyChannel,
+    /// Work for the control side under way, by the low bits of its tag.
+    errands: Vec<(u32, oneshot::Sender<Outcome>)>,
+    next_errand: u32,
+    /// Set when the device is to go.
+    removed: Option<oneshot::Sender<()>>,
+}
+
+struct Served {
+    key: ChannelKey,
+    owner: Owner,
+    device: DeviceKey,
+    server: RingServer,
+    /// Set when the channel is to go, with whoever waits for that.
+    closing: Option<Vec<oneshot::Sender<()>>>,
+}
+
+/// Stands in for a device that was removed.
+struct Absent;
+
+impl Channel for Absent {
+    fn geometry(&self) -> Geometry {
+        Geometry { size: 0, read_only: true }
+    }
+
+    fn submit(&mut self, _request: &Request<'_>, _memory: &RegionTable, _now: u64) -> Submitted {
+        Submitted::Done(Err(ErrorKind::Gone))
+    }
+
+    fn poll(&mut self, _now: u64, _complete: &mut impl FnMut(u32, Outcome)) -> usize {
+        0
+    }
+
+    fn outstanding(&self) -> usize {
+        0
+    }
+}
+
+impl State {
+    /// Takes what the rings have and reports what the devices have ended; how much that was.
+    pub fn turn(&mut self, now: u64) -> usize {
+        let mut work = 0;
+        let empty = RegionTable::new;
+        for (place, served) in self.channels.iter_mut().enumerate() {
+            let Some(served) = served.as_mut().filter(|served| served.closing.is_none()) else {
+                continue;
+            };
+            let memory = self.memory.entry(served.owner).or_insert_with(empty);
+            let tags = (place as u32) << SLOT_BITS;
+            let device = self.devices.get_mut(&served.device);
+            work += match device.filter(|device| device.removed.is_none()) {
+                Some(device) => served.server.serve(&mut device.channel, memory, now, tags),
+                None => served.server.serve(&mut Absent, memory, now, tags),
+            };
+        }
+        let channels = &mut self.channels;
+        for device in self.devices.values_mut() {
+            device.channel.publish();
+            let errands = &mut device.errands;
+            work += device.channel.poll(now, &mut |tag, outcome| {
+                let (place, slot) = (tag >> SLOT_BITS, tag & ((1 << SLOT_BITS) - 1));
+                if place == ERRAND {
+                    let found = errands.iter().position(|&(number, _)| number == slot);
+                    if let Some(index) = found {
+                        errands.swap_remove(index).1.send(outcome).ok();
+                    }
+                } else if let Some(Some(served)) = channels.get_mut(place as usize) {
+                    served.server.complete(slot as usize, outcome);
+                }
+            });
+        }
+        for served in self.channels.iter_mut().flatten() {
+            served.server.publish();
+            if served.server.is_gone() && served.closing.is_none() {
+                warn!(channel = served.key, "ring is corrupt or its worker cannot be woken");
+                served.close(None);
+            }
+        }
+        work + self.settle()
+    }
+
+    /// The time at which a device wants to be looked at.
+    pub fn deadline(&self) -> Option<u64> {
+        self.devices.values().filter_map(|device| device.channel.deadline()).min()
+    }
+
+    /// Raises every ring's flag; `false` if one has something already.
+    pub fn park(&mut self) -> bool {
+        let mut rings = self.channels.iter_mut().flatten();
+        rings.all(|served| served.closing.is_some() || served.server.park())
+    }
+
+    /// Takes every flag down.
+    pub fn unpark(&mut self) {
+        for served in self.channels.iter_mut().flatten() {
+            served.server.unpark();
+        }
+    }
+
+    /// The devices' events.
+    pub fn events(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.devices.values().filter_map(|device| device.channel.event())
+    }
+
+    /// Carries a command out.
+    pub fn command(&mut self, command: Command) {
+        match command {
+            Command::AddDevice { device, channel } => {
+                let (errands, next_errand, removed) = (Vec::new(), 0, None);
+                let entry = Device { channel: *channel, errands, next_errand, removed };
+                self.devices.insert(device, entry);
+            }
+            Command::RemoveDevice { device, done } => {
+                if let Some(device) = self.devices.get_mut(&device) {
+                    device.removed = Some(done);
+                }
+            }
+            Command::Resize { device, resize, done } => {
+                done.send(self.resize(device, resize)).ok();
+            }
+            Command::Maintain { device, op, done } => self.maintain(device, op, done),
+            Command::AddChannel { channel, owner, device, server, done } => {
+                let (key, closing) = (channel, None);
+                let served = Served { key, owner, device, server: *server, closing };
+                self.arriving.push((served, done));
+            }
+            Command::CloseChannel { channel, done } => {
+                let mut all = self.channels.iter_mut().flatten();
+                match all.find(|served| served.key == channel) {
+                    Some(served) => served.close(Some(done)),
+                    None => drop(done.send(())),
+                }
+            }
+            Command::AddRegion { owner, id, region, done } => {
+                let memory = self.memory.entry(owner).or_default();
+                done.send(memory.insert(id, region).is_ok()).ok();
+            }
+            Command::RemoveRegion { owner, id, done } => {
+                match self.memory.get_mut(&owner).and_then(|memory| memory.remove(id)) {
+                    Some(region) => self.leaving.push(Leaving { region, done }),
+                    None => drop(done.send(None)),
+                }
+            }
+            Command::Disconnect { connection } => {
+                self.arriving.retain(|(served, _)| served.owner.connection != connection);
+                let all = self.channels.iter_mut().flatten();
+                for served in all.filter(|served| served.owner.connection == connection) {
+                    served.close(None);
+                }
+                self.memory.retain(|owner, _| owner.connection != connection);
+            }
+            // The loop has ended before it comes here.
+            Command::Stop => {}
+        }
+    }
+
+    /// Ends what has drained: channels, devices, regions; and lets in what waited for that.
+    fn settle(&mut self) -> usize {
+        let mut work = 0;
+        for place in &mut self.channels {
+            let drained =
+                |served: &Served| served.closing.is_some() && served.server.pending() == 0;
+            if let Some(served) = place.take_if(|served| drained(served)) {
+                for waiter in served.closing.into_iter().flatten() {
+                    waiter.send(()).ok();
+                }
+                work += 1;
+            }
+        }
+        let removed: Vec<DeviceKey> = self
+            .devices
+            .iter()
+            .filter(|(_, device)| device.removed.is_some() && device.channel.outstanding() == 0)
+            .map(|(&key, _)| key)
+            .collect();
+        for key in removed {
+            if let Some(Device { channel, removed: Some(done), .. }) = self.devices.remove(&key) {
+                drop(channel);
+                done.send(()).ok();
+                work += 1;
+            }
+        }
+        let mut index = 0;
+        while index < self.leaving.len() {
+            if Arc::strong_count(&self.leaving[index].region) == 1 {
+                let Leaving { region, done } = self.leaving.swap_remove(index);
+                done.send(Some(region)).ok();
+                work += 1;
+            } else {
+                index += 1;
+            }
+        }
+        work + self.let_in()
+    }
+
+    fn let_in(&mut self) -> usize {
+        let waiting = std::mem::take(&mut self.arriving);
+        let before = waiting.len();
+        for (served, done) in waiting {
+            let controller = served.owner.controller;
+            let draining =
+                |other: &Served| other.owner.controller == controller && other.closing.is_some();
+            if self.channels.iter().flatten().any(draining) {
+                self.arriving.push((served, done));
+            } else if self.place(served) {
+                done.send(()).ok();
+            }
+        }
+        before - self.arriving.len()
+    }
+
+    fn place(&mut self, served: Served) -> bool {
+        if let Some(place) = self.channels.iter_mut().find(|place| place.is_none()) {
+            *place = Some(served);
+            return true;
+        }
+        let room = self.channels.len() < MAX_PLACES;
+        if room {
+            self.channels.push(Some(served));
+        }
+        room
+    }
+
+    fn resize(&mut self, device: DeviceKey, resize: Resize) -> Result<u64, Error> {
+        let missing = || Error::new(ErrorKind::Gone, "device is not served");
+        let channel = &mut self.devices.get_mut(&device).ok_or_else(missing)?.channel;
+        match (channel, resize) {
+            (AnyChannel::Null(null), Resize::Size(size)) => {
+                null.resize(size);
+                Ok(size)
+            }
+            (AnyChannel::Malloc(malloc), Resize::Memory(memory)) => {
+                let size = memory.size();
+                malloc.replace(memory);
+                Ok(size)
+            }
+            (AnyChannel::File(file), Resize::Size(size)) => file.resize(size),
+            _ => Err(Error::new(ErrorKind::Unsupported, "device cannot be resized so")),
+        }
+    }
+
+    fn maintain(&mut self, device: DeviceKey, op: Op, done: oneshot::Sender<Outcome>) {
+        let Some(device) = self.devices.get_mut(&device) else {
+            done.send(Err(ErrorKind::Gone)).ok();
+            return;
+        };
+        let number = device.next_errand % (1 << SLOT_BITS);
+        device.next_errand = device.next_errand.wrapping_add(1);
+        let size = device.channel.geometry().size;
+        let tag = ERRAND << SLOT_BITS | number;
+        let request = Request::new(op, 0, size, &[], tag);
+        match device.channel.submit(&request, &RegionTable::new(), 0) {
+            Submitted::Done(outcome) => drop(done.send(outcome)),
+            Submitted::Pending => device.errands.push((number, done)),
+            Submitted::Full => drop(done.send(Err(ErrorKind::Busy))),
+        }
+    }
+}
+
+impl Served {
+    fn close(&mut self, done: Option<oneshot::Sender<()>>) {
+        self.server.close();
+        self.closing.get_or_insert_default().extend(done);
+    }
+}
