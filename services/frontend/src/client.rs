@@ -4,6 +4,7 @@ use crate::connection::{Connection, ConnectionError, Incoming};
 use crate::endpoint::Shared;
 use crate::function::Function;
 use crate::link::{Assignment, ClientSeat, Link};
+use crate::signal::Stuck;
 use ipc::event::EventFd;
 use nvme::Effect;
 use nvme_spec::Status;
@@ -183,6 +184,9 @@ impl Client<'_> {
     /// Takes the workers' progress over, goes on with what waits, carries effects out.
     async fn advance(&mut self) -> Result<(), ConnectionError> {
         self.look_at_workers();
+        if self.function.is_stuck() {
+            return Err(Stuck.into());
+        }
         if let Some(result) = self.function.poll(self.shared.now())
             && let Some(deferred) = self.deferred.take()
         {
@@ -266,6 +270,8 @@ impl Client<'_> {
             tokio::select! {
                 _ = kicked(&self.kick) => {}
                 () = self.shared.notify.notified() => {}
+                // A format outlives the client that asked for it: until its answer the namespace is closed to all.
+                Some((ticket, outcome)) = self.answers.recv() => self.function.complete(ticket, outcome),
                 () = tokio::time::sleep(WAITING_TICK) => waited += WAITING_TICK,
             }
             if waited >= PATIENCE {

@@ -1,6 +1,7 @@
 //! A client's connection: messages in the order of the journal ([`ipc::journal`]): peeked, acted upon, answered,
 //! consumed.
 
+use crate::signal::Stuck;
 use ipc::journal::{Journal, JournalError, MAX_MESSAGE};
 use ipc::layout::controller::ControllerLayout;
 use ipc::segment::Segment;
@@ -26,6 +27,9 @@ pub enum ConnectionError {
     /// More descriptors came than this process may open.
     #[error("descriptors of a message were lost: raise the limit of open files (RLIMIT_NOFILE)")]
     LostDescriptors,
+    /// The client tried to block this process.
+    #[error(transparent)]
+    Stuck(#[from] Stuck),
     /// A system call failed.
     #[error("{call} on a vfio-user socket")]
     System {

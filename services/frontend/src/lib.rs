@@ -13,6 +13,7 @@ pub mod endpoint;
 pub mod function;
 pub mod link;
 pub mod registry;
+pub mod signal;
 pub mod store;
 pub mod subsystem;
 

@@ -4,6 +4,7 @@
 
 use anyhow::Context;
 use clap::Parser;
+use ipc::watchdog::{DEFAULT_BOUND, Watchdog};
 use service::config::{Config, Kind};
 use service::control::Server;
 use service::shutdown::Shutdown;
@@ -45,6 +46,8 @@ async fn run(config: &Config, name: &str) -> anyhow::Result<()> {
     let shutdown = Shutdown::listen().context("listen for signals")?;
     // Before any client memory is mapped: a fault in it fails one controller, not this process.
     ipc::sigbus::install().context("handle faults of client memory")?;
+    let watchdog = Watchdog::start(DEFAULT_BOUND).context("start the watchdog")?;
+    vireo_frontend::signal::watch(watchdog.guard().context("start the watchdog")?);
     let socket = config.socket(Kind::Frontend, name);
     let server =
         Server::bind(&socket).with_context(|| format!("listen on {}", socket.display()))?;

@@ -3,8 +3,6 @@
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Version of the file's format; a file of another version is refused and left alone.
@@ -69,14 +67,12 @@ impl Store {
     /// [`StoreError`]; the file is left as it is.
     pub fn open(directory: &Path, subsystem: &str) -> Result<Self, StoreError> {
         let path = directory.join(format!("subsystem-{subsystem}.json"));
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Ok(Self { path, namespaces: BTreeMap::new() });
-            }
+        let bytes = match service::state::read(&path) {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) => return Ok(Self { path, namespaces: BTreeMap::new() }),
             Err(source) => return Err(StoreError::Io { act: "read", path, source }),
         };
-        let contents: Contents = match serde_json::from_str(&text) {
+        let contents: Contents = match serde_json::from_slice(&bytes) {
             Ok(contents) => contents,
             Err(error) => return Err(StoreError::Format { path, reason: error.to_string() }),
         };
@@ -105,19 +101,8 @@ impl Store {
             |act| move |path: &Path, source| StoreError::Io { act, path: path.to_owned(), source };
         let bytes = serde_json::to_vec_pretty(&contents)
             .map_err(|error| io("encode")(&self.path, error.into()))?;
-        let temporary = self.path.with_extension("json.new");
-        let write = || -> std::io::Result<()> {
-            if let Some(parent) = self.path.parent() {
-                std::fs::create_dir_all(parent)?;
-            }
-            let mut file =
-                OpenOptions::new().write(true).create(true).truncate(true).open(&temporary)?;
-            file.write_all(&bytes)?;
-            file.sync_all()?;
-            std::fs::rename(&temporary, &self.path)?;
-            self.path.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
-        };
-        write().map_err(|source| io("write")(&self.path, source))?;
+        service::state::write(&self.path, &bytes)
+            .map_err(|source| io("write")(&self.path, source))?;
         self.namespaces = contents.namespaces;
         Ok(())
     }

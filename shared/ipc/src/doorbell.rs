@@ -168,7 +168,7 @@ mod tests {
     fn the_page_can_be_neither_shrunk_nor_grown() {
         let page = DoorbellPage::create().unwrap();
         assert!(ftruncate(page.as_fd(), 0).is_err());
-        assert!(ftruncate(page.as_fd(), 8192).is_err());
+        assert!(ftruncate(page.as_fd(), 2 * FILE_SIZE as i64).is_err());
     }
 
     #[test]

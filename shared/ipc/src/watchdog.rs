@@ -10,6 +10,7 @@
 use crate::event::{EventError, EventFd};
 use nix::errno::Errno;
 use std::marker::PhantomData;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
@@ -99,11 +100,20 @@ impl Guard {
     /// [`EventError::Interrupted`] if it blocked for longer than the bound.
     #[inline]
     pub fn signal(&self, event: &EventFd) -> Result<(), EventError> {
+        self.signal_fd(event.as_fd())
+    }
+
+    /// [`Guard::signal`] for a descriptor that [`EventFd::from_client`] took and gave up again.
+    ///
+    /// # Errors
+    /// As [`Guard::signal`].
+    #[inline]
+    pub fn signal_fd(&self, event: BorrowedFd<'_>) -> Result<(), EventError> {
         // Relaxed load: only this thread stores. Release stores: pair with the Acquire in `watch`; which number is seen
         // when does not matter, only whether it stays the same.
         let call = self.slot.calls.load(Ordering::Relaxed) + 1;
         self.slot.calls.store(call, Ordering::Release);
-        let result = event.signal();
+        let result = crate::event::signal(event);
         self.slot.calls.store(call + 1, Ordering::Release);
         result
     }

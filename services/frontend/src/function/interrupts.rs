@@ -1,6 +1,7 @@
 //! MSI-X vectors: their eventfds as the client sets them, and what was fired before it did.
 
 use super::Function;
+use crate::signal::{Stuck, signal};
 use ipc::event::EventFd;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -27,10 +28,16 @@ impl Interrupts {
     }
 
     /// Fires a vector: signals its eventfd, or latches it and shows it as pending.
-    pub(super) fn fire(&mut self, vector: u32, msix: &mut Msix) {
+    ///
+    /// # Errors
+    /// [`Stuck`]: the client is to be dropped.
+    pub(super) fn fire(&mut self, vector: u32, msix: &mut Msix) -> Result<(), Stuck> {
         match self.vectors.fire(vector) {
-            Some(eventfd) => signal(&eventfd),
-            None => msix.set_pending(vector as u16, true),
+            Some(eventfd) => signal(eventfd.as_fd()),
+            None => {
+                msix.set_pending(vector as u16, true);
+                Ok(())
+            }
         }
     }
 
@@ -66,7 +73,7 @@ impl Function {
         }
         for &vector in &change.signal {
             if let Some(eventfd) = self.interrupts.vectors.eventfd(vector) {
-                signal(eventfd);
+                self.stuck |= signal(eventfd.as_fd()).is_err();
             }
         }
         if change.changed.is_some() {
@@ -92,11 +99,5 @@ impl Function {
                 Errno::EINVAL
             })?;
         Ok(IrqRequest::Assign { irq, action: IrqAction::Trigger, range, eventfds })
-    }
-}
-
-fn signal(eventfd: &Arc<OwnedFd>) {
-    if let Err(error) = ipc::event::signal(eventfd.as_fd()) {
-        tracing::warn!(%error, "interrupt not delivered");
     }
 }

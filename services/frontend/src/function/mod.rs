@@ -117,6 +117,8 @@ pub struct Function {
     effects: Vec<Effect>,
     pending: Option<Pending>,
     now: Duration,
+    /// A write to an eventfd of the client's blocked.
+    stuck: bool,
     /// For log lines that the client can cause.
     limit: Limit,
 }
@@ -160,6 +162,7 @@ impl Function {
             effects: Vec::new(),
             pending: None,
             now: Duration::ZERO,
+            stuck: false,
             limit: Limit::per_second(LOG_LINES),
         })
     }
@@ -208,6 +211,7 @@ impl Function {
     pub fn disconnect(&mut self, now: Duration) {
         self.now = now;
         self.pending = None;
+        self.stuck = false;
         self.interrupts.clear();
         self.dma.unmap_all();
         self.with_controller(|controller, cx| controller.reset(ResetKind::Disconnect, cx));
@@ -217,7 +221,9 @@ impl Function {
     /// Whether nothing of a client that is gone is in flight any more, so that its memory can go.
     pub fn is_quiet(&self) -> bool {
         let version = self.memory_version();
-        !self.controller.is_draining() && self.seats.iter().all(|seat| unmapped(seat, version))
+        !self.controller.is_draining()
+            && !self.controller.has_requests()
+            && self.seats.iter().all(|seat| unmapped(seat, version))
     }
 
     /// Lets go of the memory of a client that is gone.
@@ -301,6 +307,11 @@ impl Function {
         }
     }
 
+    /// Whether the client is to be dropped, for it tried to block this process.
+    pub fn is_stuck(&self) -> bool {
+        self.stuck
+    }
+
     /// Whether any worker watches the doorbells.
     pub fn is_watched(&self) -> bool {
         self.seats.iter().any(|seat| seat.attached)
@@ -355,7 +366,7 @@ impl Function {
         drop(subsystem);
         effects.retain(|effect| match effect {
             Effect::Signal { vector } => {
-                self.interrupts.fire(u32::from(*vector), &mut self.msix);
+                self.stuck |= self.interrupts.fire(u32::from(*vector), &mut self.msix).is_err();
                 false
             }
             _ => true,
