@@ -1,1 +1,17 @@
-//! Reconciles the host's configuration with its running processes.
+//! The manager: what the host is to serve, and that it does.
+//!
+//! It reads the configuration file, keeps what it accepted in a file of its own ([`store`]) together with the names
+//! that must last ([`identity`]), and tells every backend and every frontend its share ([`desired`]) until all of them
+//! serve it ([`reconcile`]). A reload compares the file with what is served ([`change`]) and refuses what would disturb
+//! running guests. No I/O passes through the manager: while it is away, everything runs on.
+
+#![forbid(unsafe_code)]
+
+pub mod change;
+pub mod desired;
+pub mod identity;
+pub mod manager;
+mod peer;
+pub mod reconcile;
+mod status;
+pub mod store;

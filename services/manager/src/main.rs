@@ -1,3 +1,81 @@
-//! Entry point.
+//! `vireo-manager`: configure, start, wait, drain.
 
-fn main() {}
+#![forbid(unsafe_code)]
+
+use anyhow::Context;
+use clap::Parser;
+use service::config::{Config, Kind, MANAGER};
+use service::control::Server;
+use service::shutdown::Shutdown;
+use service::start::{Arguments, EXIT_FAILURE};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use vireo_manager::manager::Manager;
+
+/// How long the host may take to serve all before the manager counts as ready without that.
+const START_BOUND: Duration = Duration::from_secs(15);
+
+/// Keeps what the host serves as its configuration file says.
+#[derive(Parser)]
+#[command(version)]
+struct CommandLine {
+    /// The host's configuration file.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Which of the configured services this process is.
+    #[arg(long, default_value = MANAGER)]
+    name: String,
+}
+
+fn main() -> ExitCode {
+    let CommandLine { config: file, name } = CommandLine::parse();
+    telemetry::log::start();
+    let arguments = Arguments { config: file.clone(), name: name.clone() };
+    let config = match arguments.load(Kind::Manager) {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let result = runtime
+        .context("start the runtime")
+        .and_then(|runtime| runtime.block_on(run(config, &name, file)));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::from(EXIT_FAILURE)
+        }
+    }
+}
+
+async fn run(config: Config, name: &str, file: PathBuf) -> anyhow::Result<()> {
+    let shutdown = Shutdown::listen().context("listen for signals")?;
+    let manager = Arc::new(Manager::start(name, file, config).await.context("start")?);
+    let socket = manager.config().socket(Kind::Manager, name);
+    let server =
+        Server::bind(&socket).with_context(|| format!("listen on {}", socket.display()))?;
+    tokio::select! {
+        () = server.serve(Arc::clone(&manager)) => {}
+        () = manager.run() => {}
+        () = tell(&manager) => {}
+        () = shutdown.requested() => {}
+    }
+    service::ready::stopping();
+    Ok(())
+}
+
+/// Tells the keeper once that the manager is ready, and whenever the host's state is another one.
+async fn tell(manager: &Manager) {
+    let mut progress = manager.progress();
+    let reached = progress.wait_for(|progress| progress.reached());
+    if tokio::time::timeout(START_BOUND, reached).await.is_err() {
+        tracing::warn!(state = manager.line(), "not all is served yet");
+    }
+    service::ready::ready(&manager.line());
+    tracing::info!(state = manager.line(), "manager ready");
+    while progress.changed().await.is_ok() {
+        service::ready::status(&manager.line());
+    }
+}

@@ -1,0 +1,212 @@
+//! What a reload may change while guests run, and what it would change.
+
+use crate::desired::Desired;
+use service::config::{Bdev, Config, Endpoint, Frontend, Subsystem, Worker, format_size};
+
+/// Compares what is served with a checked configuration. Gives what would change, one line each in the order in which
+/// it is done; nothing if nothing would.
+///
+/// # Errors
+/// What cannot change while Vireo runs, one line each.
+pub fn compare(old: &Desired, new: &Config) -> Result<Vec<String>, Vec<String>> {
+    let mut found = Found::default();
+    found.processes(&old.config, new);
+    found.bdevs(&old.config, new);
+    found.subsystems(old, new);
+    found.endpoints(&old.config, new);
+    if !found.refused.is_empty() {
+        return Err(found.refused);
+    }
+    found.removed.reverse();
+    found.added.append(&mut found.removed);
+    Ok(found.added)
+}
+
+#[derive(Default)]
+struct Found {
+    /// In the order of dependence.
+    added: Vec<String>,
+    /// In the order of dependence; done from the last to the first.
+    removed: Vec<String>,
+    refused: Vec<String>,
+}
+
+impl Found {
+    /// Notes that `what` cannot change if it does.
+    fn fixed<T: PartialEq>(&mut self, what: &str, old: &T, new: &T, instead: &str) {
+        if old != new {
+            self.refused.push(format!("{what} cannot change while running: {instead}"));
+        }
+    }
+
+    fn processes(&mut self, old: &Config, new: &Config) {
+        const RESTART: &str = "restart vireo";
+        self.fixed("runtime_dir", &old.runtime_dir, &new.runtime_dir, RESTART);
+        self.fixed("state_dir", &old.state_dir, &new.state_dir, RESTART);
+        let names = |config: &Config| -> [Vec<String>; 3] {
+            [
+                config.workers.iter().map(|worker| worker.name.clone()).collect(),
+                config.backends.iter().map(|backend| backend.name.clone()).collect(),
+                config.frontends.iter().map(|Frontend { name }| name.clone()).collect(),
+            ]
+        };
+        let kinds = ["workers", "backends", "frontends"];
+        for ((kind, mut old), mut new) in kinds.into_iter().zip(names(old)).zip(names(new)) {
+            old.sort();
+            new.sort();
+            let text = format!("the list of {kind} ({})", difference(&old, &new));
+            self.fixed(&text, &old, &new, RESTART);
+        }
+        for Worker { name, core, tenant, max_nap } in &old.workers {
+            let Some(new) = new.worker(name) else { continue };
+            let restart = format!("restart worker {name} with all of vireo");
+            self.fixed(&format!("core of worker {name}"), core, &new.core, &restart);
+            self.fixed(&format!("tenant of worker {name}"), tenant, &new.tenant, &restart);
+            self.fixed(&format!("max_nap of worker {name}"), max_nap, &new.max_nap, &restart);
+        }
+    }
+
+    fn bdevs(&mut self, old: &Config, new: &Config) {
+        for bdev in &new.bdevs {
+            match old.bdev(&bdev.name) {
+                Some(old) => self.bdev(old, bdev),
+                None => self.added.push(format!("bdev {} added", bdev.name)),
+            }
+        }
+        for bdev in old.bdevs.iter().filter(|bdev| new.bdev(&bdev.name).is_none()) {
+            self.removed.push(format!("bdev {} removed", bdev.name));
+        }
+    }
+
+    fn bdev(&mut self, old: &Bdev, new: &Bdev) {
+        let Bdev { name, backend, size, block_size, channel, driver } = new;
+        let instead = "restart vireo, or remove it and reload, then add it again";
+        let what = |key: &str| format!("{key} of bdev {name}");
+        self.fixed(&what("backend"), &old.backend, backend, instead);
+        self.fixed(&what("block_size"), &old.block_size, block_size, instead);
+        self.fixed(&what("channel"), &old.channel, channel, instead);
+        if old.driver.name() == driver.name() {
+            let text = format!("{} settings", driver.name());
+            self.fixed(&what(&text), &old.driver, driver, instead);
+        } else {
+            self.fixed(&what("driver"), &old.driver, driver, instead);
+        }
+        match (old.size, *size) {
+            (Some(before), Some(after)) if after < before => self.refused.push(format!(
+                "size of bdev {name} cannot shrink from {} to {} while running: write at least \
+                 \"{}\"",
+                format_size(before),
+                format_size(after),
+                format_size(before)
+            )),
+            (Some(before), Some(after)) if after > before => self.added.push(format!(
+                "bdev {name} grown from {} to {}",
+                format_size(before),
+                format_size(after)
+            )),
+            (before, after) => self.fixed(&what("size"), &before, &after, instead),
+        }
+    }
+
+    fn subsystems(&mut self, old: &Desired, new: &Config) {
+        for subsystem in &new.subsystems {
+            if let Some(before) = old.config.subsystem(&subsystem.name) {
+                self.subsystem(old, before, subsystem);
+                continue;
+            }
+            self.added.push(format!("subsystem {} added", subsystem.name));
+            for namespace in &subsystem.namespaces {
+                self.added
+                    .push(format!("namespace {} of {} added", namespace.nsid, subsystem.name));
+            }
+        }
+        for subsystem in &old.config.subsystems {
+            let name = &subsystem.name;
+            let after = new.subsystem(name);
+            if after.is_none() {
+                self.removed.push(format!("subsystem {name} removed"));
+            }
+            for namespace in &subsystem.namespaces {
+                let stays = |after: &Subsystem| {
+                    after.namespaces.iter().any(|other| other.nsid == namespace.nsid)
+                };
+                if !after.is_some_and(stays) {
+                    self.removed.push(format!("namespace {} of {name} removed", namespace.nsid));
+                }
+            }
+        }
+    }
+
+    fn subsystem(&mut self, old: &Desired, before: &Subsystem, after: &Subsystem) {
+        let Subsystem { name, nqn: _, serial, model, frontend, namespaces } = after;
+        let instead = "restart vireo, or remove it and reload, then add it again";
+        let what = |key: &str| format!("{key} of subsystem {name}");
+        let nqns = (old.identities.nqn(before), old.identities.nqn(after));
+        self.fixed(&what("nqn"), &nqns.0, &nqns.1, instead);
+        self.fixed(&what("serial"), &before.serial, serial, instead);
+        self.fixed(&what("model"), &before.model, model, instead);
+        self.fixed(&what("frontend"), &before.frontend, frontend, instead);
+        for namespace in namespaces {
+            let nsid = namespace.nsid;
+            match before.namespaces.iter().find(|other| other.nsid == nsid) {
+                Some(other) => {
+                    let what = format!("bdev of namespace {nsid} of {name}");
+                    self.fixed(&what, &other.bdev, &namespace.bdev, instead);
+                }
+                None => self.added.push(format!("namespace {nsid} of {name} added")),
+            }
+        }
+    }
+
+    fn endpoints(&mut self, old: &Config, new: &Config) {
+        let find = |config: &Config, name: &str| -> Option<Endpoint> {
+            config.endpoints.iter().find(|endpoint| endpoint.name == name).cloned()
+        };
+        for endpoint in &new.endpoints {
+            match find(old, &endpoint.name) {
+                Some(before) => self.endpoint(&before, endpoint),
+                None => self.added.push(format!("endpoint {} added", endpoint.name)),
+            }
+        }
+        for endpoint in old.endpoints.iter().filter(|e| find(new, &e.name).is_none()) {
+            self.removed.push(format!("endpoint {} removed", endpoint.name));
+        }
+    }
+
+    fn endpoint(&mut self, before: &Endpoint, after: &Endpoint) {
+        let Endpoint {
+            name,
+            subsystem,
+            path,
+            doorbells,
+            tenant,
+            workers,
+            queues,
+            max_transfer,
+            vectors,
+        } = after;
+        let instead = "restart vireo, or remove it and reload, then add it again";
+        let what = |key: &str| format!("{key} of endpoint {name}");
+        let sorted = |workers: &[String]| {
+            let mut workers = workers.to_vec();
+            workers.sort();
+            workers
+        };
+        self.fixed(&what("subsystem"), &before.subsystem, subsystem, instead);
+        self.fixed(&what("path"), &before.path, path, instead);
+        self.fixed(&what("doorbells"), &before.doorbells, doorbells, instead);
+        self.fixed(&what("tenant"), &before.tenant, tenant, instead);
+        self.fixed(&what("workers"), &sorted(&before.workers), &sorted(workers), instead);
+        self.fixed(&what("queues"), &before.queues, queues, instead);
+        self.fixed(&what("max_transfer"), &before.max_transfer, max_transfer, instead);
+        self.fixed(&what("vectors"), &before.vectors, vectors, instead);
+    }
+}
+
+/// `w1 added, w2 removed`.
+fn difference(old: &[String], new: &[String]) -> String {
+    let added = new.iter().filter(|name| !old.contains(name)).map(|name| format!("{name} added"));
+    let removed =
+        old.iter().filter(|name| !new.contains(name)).map(|name| format!("{name} removed"));
+    added.chain(removed).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,212 @@
+//! One of the other processes: keeps telling it what it is to serve, until it does.
+
+use service::config::Kind;
+use service::control::{Client, ControlError, Session};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+use tokio::task::AbortHandle;
+use vireo_proto::handoff::{reply, request};
+
+/// How long a process may take to apply: a frontend waits half a minute for the last commands of a removed namespace.
+const APPLY_TIMEOUT: Duration = Duration::from_secs(60);
+/// First pause after a failure; doubled up to [`MAX_BACKOFF`].
+const MIN_BACKOFF: Duration = Duration::from_millis(100);
+/// Longest pause after a failure.
+const MAX_BACKOFF: Duration = Duration::from_secs(5);
+
+/// How far a process is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// It is not there.
+    Away,
+    /// It is there and has not answered yet, or has nothing to answer to.
+    Present,
+    /// It has applied document number `document`, but for the failures, one line each.
+    Applied { document: u64, failures: Vec<String> },
+}
+
+/// A process and the task that talks to it, which ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) kind: Kind,
+    pub(crate) name: String,
+    client: Arc<Client>,
+    wanted: watch::Sender<Option<Wanted>>,
+    outcome: watch::Receiver<Outcome>,
+    again: Arc<Notify>,
+    task: AbortHandle,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Wanted {
+    document: u64,
+    body: request::Body,
+}
+
+impl Peer {
+    /// Starts to connect. `stirred` is notified whenever the outcome is another one.
+    pub(crate) fn start(
+        kind: Kind,
+        name: &str,
+        socket: &std::path::Path,
+        sender: &str,
+        stirred: Arc<Notify>,
+    ) -> Self {
+        let client = Arc::new(Client::new(socket, sender));
+        let (wanted, told) = watch::channel(None);
+        let (tell, outcome) = watch::channel(Outcome::Away);
+        let again = Arc::new(Notify::new());
+        let talk = Talk {
+            label: format!("{kind} {name}"),
+            sessions: client.watch(),
+            wanted: told,
+            outcome: tell,
+            again: Arc::clone(&again),
+            stirred,
+        };
+        let task = tokio::spawn(talk.run()).abort_handle();
+        Self { kind, name: name.to_owned(), client, wanted, outcome, again, task }
+    }
+
+    /// Makes `body` what the process is to serve; does nothing if it is already.
+    pub(crate) fn want(&self, body: request::Body) {
+        self.wanted.send_if_modified(|wanted| {
+            let document = match wanted {
+                Some(old) if old.body == body => return false,
+                Some(old) => old.document + 1,
+                None => 1,
+            };
+            *wanted = Some(Wanted { document, body });
+            true
+        });
+    }
+
+    /// Tries again at once what has failed.
+    pub(crate) fn retry(&self) {
+        self.again.notify_one();
+    }
+
+    /// How far the process is with what is wanted now.
+    pub(crate) fn outcome(&self) -> Outcome {
+        let wanted = self.wanted.borrow().as_ref().map(|wanted| wanted.document);
+        match self.outcome.borrow().clone() {
+            Outcome::Applied { document, .. } if Some(document) != wanted => Outcome::Present,
+            outcome => outcome,
+        }
+    }
+
+    /// The present connection.
+    pub(crate) fn session(&self) -> Option<Session> {
+        self.client.current()
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+struct Talk {
+    label: String,
+    sessions: watch::Receiver<Option<Session>>,
+    wanted: watch::Receiver<Option<Wanted>>,
+    outcome: watch::Sender<Outcome>,
+    again: Arc<Notify>,
+    stirred: Arc<Notify>,
+}
+
+impl Talk {
+    /// Tells every new process, everything new, and again what failed. Ends when the peer is dropped.
+    async fn run(mut self) {
+        let mut backoff = MIN_BACKOFF;
+        loop {
+            let fresh = self.sessions.has_changed().unwrap_or(false);
+            let session = self.sessions.borrow_and_update().clone().filter(|s| !s.is_closed());
+            let Some(session) = session else {
+                self.tell(Outcome::Away);
+                backoff = MIN_BACKOFF;
+                if self.sessions.changed().await.is_err() {
+                    return;
+                }
+                continue;
+            };
+            let wanted = self.wanted.borrow_and_update().clone();
+            let mut clean = true;
+            match wanted {
+                None => self.tell(Outcome::Present),
+                Some(Wanted { document, body }) => {
+                    // What a predecessor applied says nothing of this one.
+                    if fresh {
+                        self.tell(Outcome::Present);
+                    }
+                    let failures = apply(&session, body).await;
+                    if session.is_closed() {
+                        continue;
+                    }
+                    clean = failures.is_empty();
+                    self.tell(Outcome::Applied { document, failures });
+                }
+            }
+            tokio::select! {
+                changed = self.sessions.changed() => if changed.is_err() { return },
+                changed = self.wanted.changed() => {
+                    if changed.is_err() { return }
+                    backoff = MIN_BACKOFF;
+                }
+                () = session.closed() => {}
+                () = self.again.notified(), if !clean => {}
+                () = tokio::time::sleep(backoff), if !clean => {
+                    backoff = (backoff * 2).min(MAX_BACKOFF);
+                }
+            }
+            if clean {
+                backoff = MIN_BACKOFF;
+            }
+        }
+    }
+
+    fn tell(&self, outcome: Outcome) {
+        let changed = self.outcome.send_if_modified(|old| {
+            let changed = *old != outcome;
+            *old = outcome;
+            changed
+        });
+        if !changed {
+            return;
+        }
+        match &*self.outcome.borrow() {
+            Outcome::Away => tracing::info!(process = self.label, "away"),
+            Outcome::Present => tracing::info!(process = self.label, "there"),
+            Outcome::Applied { failures, .. } if failures.is_empty() => {
+                tracing::info!(process = self.label, "serves what it should");
+            }
+            Outcome::Applied { failures, .. } => {
+                for reason in failures {
+                    tracing::warn!(process = self.label, reason, "not as wanted");
+                }
+            }
+        }
+        self.stirred.notify_one();
+    }
+}
+
+async fn apply(session: &Session, body: request::Body) -> Vec<String> {
+    let result = match session.call_within(APPLY_TIMEOUT, body, &[]).await {
+        Ok(answer) => match answer.body {
+            reply::Body::ApplyResult(result) => Ok(result),
+            _ => Err(session.unexpected("an apply result")),
+        },
+        Err(error) => Err(error),
+    };
+    match result {
+        Ok(result) => result
+            .failures
+            .into_iter()
+            .map(|failure| format!("{}: {}", failure.object, failure.message))
+            .collect(),
+        Err(ControlError::Refused(failure)) => vec![failure.message().to_owned()],
+        Err(error) => vec![error.line()],
+    }
+}
