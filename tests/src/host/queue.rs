@@ -33,11 +33,12 @@ pub struct QueuePair {
 }
 
 impl QueuePair {
-    /// Memory for a queue pair; nothing is created yet.
+    /// Zeroed memory for a queue pair; nothing is created yet.
     #[track_caller]
     pub fn allocate(memory: &mut HostMemory, qid: QueueId, entries: u32, vector: u16) -> Self {
         let sq = memory.allocate(u64::from(entries) * SQE);
         let cq = memory.allocate(u64::from(entries) * CQE);
+        [sq, cq].map(|queue| memory.fill(queue, 0));
         Self { qid, entries, vector, sq, cq, tail: 0, head: 0, phase: true }
     }
 

@@ -155,7 +155,6 @@ impl World {
     pub fn disconnect(&mut self, index: usize) {
         let now = self.now();
         self.ends[index].function.disconnect(now);
-        self.ends[index].connected = false;
         self.run_until("a client that went is quiet", |world| {
             world.ends[index].function.is_quiet().then_some(())
         });
@@ -167,6 +166,7 @@ impl World {
             });
         }
         let end = &mut self.ends[index];
+        end.connected = false;
         end.function.worker_changed(0, None);
         end.function.forget_memory();
         end.regions.clear();
