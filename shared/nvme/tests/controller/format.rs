@@ -138,7 +138,7 @@ fn sibling(host: &mut Host) -> Host {
 
 #[test]
 fn every_controller_drains_first_and_is_told_afterwards() {
-    let mut host = Host::enabled();
+    let mut host = crate::event::listening();
     host.acknowledge();
     let mut other = sibling(&mut host);
     other.acknowledge();
