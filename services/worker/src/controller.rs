@@ -94,6 +94,8 @@ pub enum Change {
 /// What is to be dropped elsewhere: unmapping and closing are system calls.
 #[derive(Default)]
 pub struct Garbage {
+    /// It comes of a [`Change`], which is made now.
+    pub of_change: bool,
     /// Memory.
     pub region: Option<Arc<Region>>,
     /// Channel.
@@ -253,7 +255,7 @@ impl Controller {
 
     /// Takes in a change.
     pub fn apply(&mut self, change: Change, notifier: &mut impl Notifier) {
-        let mut garbage = Garbage::default();
+        let mut garbage = Garbage { of_change: true, ..Garbage::default() };
         match change {
             Change::AddRegion(id, region) => {
                 garbage.region = match self.memory.regions_mut().insert(id, region) {

@@ -21,6 +21,8 @@ pub struct Entry {
     pub force_ring: bool,
     /// The channel, once it is open.
     pub channel: Option<Box<AnyChannel>>,
+    /// The channel that takes the place of one that still has requests outstanding.
+    next: Option<Box<AnyChannel>>,
     /// A channel was asked for and has not come.
     pub opening: bool,
     /// Requests were submitted that are not published.
@@ -44,6 +46,7 @@ impl Namespaces {
             generation: 0,
             force_ring: false,
             channel: None,
+            next: None,
             opening: false,
             unpublished: false,
             retiring: false,
@@ -90,14 +93,20 @@ impl Namespaces {
         let flags = row.flags.load(Ordering::Relaxed);
         let block_shift = row.block_shift.load(Ordering::Relaxed);
         let force_ring = flags & namespace_flags::FORCE_RING != 0;
-        let other_device = generation != entry.generation || force_ring != entry.force_ring;
+        let blocks = row.blocks.load(Ordering::Relaxed);
+        // A device that grew has a new channel: the old one ends where the device ended.
+        let bytes = blocks.checked_shl(block_shift).unwrap_or(u64::MAX);
+        let outgrown = entry.channel.as_ref().is_some_and(|channel| channel.geometry().size < bytes)
+            && !entry.retiring;
+        let other_device =
+            generation != entry.generation || force_ring != entry.force_ring || outgrown;
         if !attached || other_device {
             entry.retiring = entry.channel.is_some();
             entry.opening = false;
         }
         (entry.generation, entry.force_ring) = (generation, force_ring);
         entry.view = (attached && BLOCK_SHIFTS.contains(&block_shift)).then(|| Namespace {
-            blocks: BlockCount(row.blocks.load(Ordering::Relaxed)),
+            blocks: BlockCount(blocks),
             block_shift,
             write_protected: flags & namespace_flags::WRITE_PROTECTED != 0,
             formatting: flags & namespace_flags::FORMATTING != 0,
@@ -119,7 +128,8 @@ impl Namespaces {
         })
     }
 
-    /// Puts a channel in place, if it is the one that was asked for. Returns the channel that is not used.
+    /// Puts a channel in place, if it is the one that was asked for; one that still has requests outstanding is let
+    /// finish first. Returns the channel that is not used.
     pub fn install(
         &mut self,
         row: usize,
@@ -130,10 +140,12 @@ impl Namespaces {
             entry.view.is_some() && entry.opening && entry.generation == generation
         };
         let Some(entry) = self.entries.get_mut(row).filter(wanted) else { return Some(channel) };
+        entry.opening = false;
         if entry.channel.as_ref().is_some_and(|old| old.outstanding() > 0) {
-            return Some(channel);
+            entry.retiring = true;
+            return entry.next.replace(channel);
         }
-        (entry.opening, entry.retiring) = (false, false);
+        entry.retiring = false;
         let old = entry.channel.replace(channel);
         if old.is_none() {
             self.open.push(row as u16);
@@ -164,8 +176,11 @@ impl Namespaces {
             return None;
         }
         entry.retiring = false;
-        self.open.retain(|&open| usize::from(open) != row);
-        entry.channel.take()
+        let next = entry.next.take();
+        if next.is_none() {
+            self.open.retain(|&open| usize::from(open) != row);
+        }
+        std::mem::replace(&mut entry.channel, next)
     }
 
     /// Requests that channels have yet to report.

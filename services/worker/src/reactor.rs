@@ -6,6 +6,7 @@
 use crate::clock::Clock;
 use crate::controller::{Change, Controller, Garbage, Request};
 use crate::notify::Notifier;
+use ipc::event::EventFd;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -60,6 +61,8 @@ pub struct Reactor<C, N> {
     notices: SyncSender<Notice>,
     flag: Arc<AtomicBool>,
     outbox: VecDeque<Notice>,
+    /// Wakes the control thread, if it sleeps.
+    wake: Option<EventFd>,
 }
 
 struct Served {
@@ -105,8 +108,14 @@ impl<C: Clock, N: Notifier> Reactor<C, N> {
             notices: outlet,
             flag: flag.clone(),
             outbox: VecDeque::new(),
+            wake: None,
         };
         (reactor, ControlEnd { messages, notices, flag })
+    }
+
+    /// Has `event`, which is ours and does not block, signalled when there is a notice.
+    pub fn wake_by(&mut self, event: EventFd) {
+        self.wake = Some(event);
     }
 
     /// Does what there is to do, bounded. Returns how much that was; 0 is nothing.
@@ -196,9 +205,10 @@ impl<C: Clock, N: Notifier> Reactor<C, N> {
             }
         }
         self.detach();
+        let mut told = false;
         while let Some(notice) = self.outbox.pop_front() {
             match self.notices.try_send(notice) {
-                Ok(()) => work += 1,
+                Ok(()) => told = true,
                 Err(TrySendError::Full(notice)) => {
                     self.outbox.push_front(notice);
                     break;
@@ -207,7 +217,10 @@ impl<C: Clock, N: Notifier> Reactor<C, N> {
                 Err(TrySendError::Disconnected(_)) => {}
             }
         }
-        work
+        if let Some(wake) = self.wake.as_ref().filter(|_| told) {
+            self.notifier.signal(wake).ok();
+        }
+        work + usize::from(told)
     }
 
     fn take(&mut self, message: Message) {
