@@ -1,7 +1,7 @@
 //! Commands (and duties without a command) that wait for workers or a backend.
 
 use crate::controller::Controller;
-use crate::controller::effect::{Context, Effect, Request, Ticket};
+use crate::controller::effect::{Context, Effect, Request, Ticket, WorkerSeat};
 use crate::namespace::Protection;
 use ipc::layout::controller::QueueState;
 use nvme_spec::{CommandId, Nsid, QueueId, Status};
@@ -244,8 +244,11 @@ impl Controller {
                 Progress::Over(Ok(0))
             }
             Step::AbortQueued { sqid, target } => {
-                let busy = self.work.iter().any(|work| matches!(work.step, Step::Aborting { .. }));
-                if busy { Progress::Waits(step) } else { self.send_abort(sqid, target, cx) }
+                if self.abort_is_busy(cx) {
+                    Progress::Waits(step)
+                } else {
+                    self.send_abort(sqid, target, cx)
+                }
             }
             Step::Aborting { worker, number } => match self.abort_answer(worker, number, cx) {
                 None => Progress::Waits(step),
@@ -310,6 +313,18 @@ impl Controller {
         let number = settings.abort_number.fetch_add(1, Ordering::Release) + 1;
         self.publish(cx);
         Progress::Next(Step::Aborting { worker, number })
+    }
+
+    /// Whether the last abort is still before some worker: its command must not change under a worker that reads it.
+    fn abort_is_busy(&self, cx: &Context<'_>) -> bool {
+        let number = self.segment.settings.abort_number.load(Ordering::Relaxed);
+        let answered = |seat: &WorkerSeat| {
+            // Acquire: pairs with the worker's Release.
+            !seat.attached
+                || seat.queues.acknowledged.abort_number.load(Ordering::Acquire) >= number
+        };
+        self.work.iter().any(|work| matches!(work.step, Step::Aborting { .. }))
+            || !cx.workers.iter().all(answered)
     }
 
     /// The worker's answer to abort `number`; a worker that is gone aborted nothing.

@@ -59,6 +59,9 @@ fn aborts_are_sent_one_at_a_time_up_to_the_limit() {
         assert_eq!(command, 1 << 16 | target);
         assert!(host.completion().is_none());
         answer(&mut host, worker, 1);
+        let next = host.controller.segment().settings.abort_command.load(Ordering::Relaxed);
+        assert_eq!(next, 1 << 16 | target, "until every worker has seen it");
+        answer(&mut host, 1 - worker, 0);
         assert_eq!(host.completion().unwrap().dw0, 0);
     }
 }
@@ -94,7 +97,7 @@ fn an_abort_ends_when_its_worker_dies_or_its_queue_goes() {
     host.submit(crate::queue::delete_sq(1));
     host.process();
     host.workers[worker].attached = false;
-    host.call(|controller, cx| controller.poll(cx));
+    answer(&mut host, 1 - worker, 0);
     let done: Vec<_> = std::iter::from_fn(|| host.completion()).collect();
     assert_eq!(done.len(), 3);
     assert_eq!((done[0].dw0, done[1].dw0), (1, 1));
