@@ -1,8 +1,8 @@
 //! Whole-system tests: the harness that they share.
 //!
 //! [`target`] runs the real processes, [`guest`] boots Linux on them, [`host`] is a driver of ours that talks to a
-//! controller as a guest would, and as no guest should; [`simulated`] is a whole target in one thread. [`fuzz`] holds the fuzz targets, so that the test suite and the
-//! fuzzer run the same code.
+//! controller as a guest would, and as no guest should; [`simulated`] is a whole target in one thread. [`fuzz`] holds
+//! the fuzz targets, so that the test suite and the fuzzer run the same code.
 //!
 //! What fails here fails a test: helpers panic, with what they know.
 
@@ -10,6 +10,7 @@
 
 pub mod client;
 pub mod floor;
+pub mod fuzz;
 pub mod guest;
 pub mod host;
 pub mod log;

@@ -224,6 +224,13 @@ impl<T: Transport> Driver<T> {
         }
     }
 
+    /// Creates the queue pair of this identifier, which is the next one.
+    #[track_caller]
+    pub fn create_queue_of(&mut self, qid: u16, entries: u32) {
+        let queue = QueuePair::allocate(&mut self.memory, QueueId(qid), entries, 0);
+        self.create_queue(queue);
+    }
+
     /// Creates a queue pair.
     #[track_caller]
     pub fn create_queue(&mut self, queue: QueuePair) {

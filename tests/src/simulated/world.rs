@@ -246,6 +246,14 @@ impl World {
         self.answer();
     }
 
+    /// The worker alone goes on a little: what it leaves in its messages stays there.
+    pub fn step_worker(&mut self) {
+        self.clock.0.advance(TICK);
+        (0..70).for_each(|_| {
+            self.reactor.poll();
+        });
+    }
+
     /// Steps until `ask` has an answer.
     ///
     /// # Panics
