@@ -82,7 +82,9 @@ impl Controller {
         let idle = self.slots.submitted().is_empty();
         let orphans = self.slots.submitted().iter();
         let old = orphans.filter(|&&slot| self.slots.flight(slot).kind == Kind::Orphan).count();
-        let drained = self.remove_drained_queues() && self.namespaces_drained();
+        // A shutdown is complete when no block device has anything of this controller any more.
+        let stopped = self.state != ControllerState::Stopped || idle;
+        let drained = self.remove_drained_queues() && self.namespaces_drained() && stopped;
         self.close_finished_channels();
         let unmapped = self.slots.submitted().iter().map(|&slot| self.slots.flight(slot));
         let oldest = unmapped.map(|f| f.unmap_version).filter(|&v| v != 0).min();
