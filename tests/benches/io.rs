@@ -16,6 +16,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use vireo_tests::client::rig::{BASE, CQ_AT};
 use vireo_tests::client::{Commands, Pinned, Rig};
 use vireo_tests::floor;
 use vireo_worker::clock::Monotonic;
@@ -73,13 +74,13 @@ fn floor(depth: u16, total: u64) -> f64 {
     counted(|| {
         let (rig, _controller) = Rig::new(1, 1);
         let log = Segment::<QueuesLayout>::create("log", 1).expect("memfd");
-        let at = vireo_tests::client::rig::BASE;
-        let sq = rig.at(at, ENTRIES as usize * 64);
-        let cq = rig.at(at + vireo_tests::client::rig::CQ_AT, ENTRIES as usize * 16);
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let server = scope.spawn(|| {
                 let pinned = Pinned::to(SERVER);
+                let at = BASE;
+                let sq = rig.at(at, ENTRIES as usize * 64);
+                let cq = rig.at(at + CQ_AT, ENTRIES as usize * 16);
                 floor::serve(1, ENTRIES, sq, cq, &rig.doorbells, &log.slots[..64], &stop);
                 pinned.share()
             });
@@ -256,16 +257,16 @@ fn main() {
         compare(
             "null-d1, 4 KiB reads",
             "bar: 1.3 floors",
-            || floor(1, 1_000_000),
-            || target(&null, 1, 1_000_000),
+            || floor(1, 300_000),
+            || target(&null, 1, 300_000),
         );
     }
     if chosen("null-d128") {
         compare(
             "null-d128, 4 KiB reads",
             "bar: 55 ns",
-            || floor(128, 20_000_000),
-            || target(&null, 128, 10_000_000),
+            || floor(128, 4_000_000),
+            || target(&null, 128, 4_000_000),
         );
     }
     let memory = || {
@@ -280,8 +281,8 @@ fn main() {
             compare(
                 "malloc-d1, 4 KiB random reads",
                 "bar: 800 ns",
-                || floor(1, 500_000),
-                || target(&malloc, 1, 500_000),
+                || floor(1, 200_000),
+                || target(&malloc, 1, 200_000),
             );
         }
         if chosen("malloc-d128") {

@@ -2,7 +2,7 @@
 
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::time::{ClockId, clock_gettime};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, SysconfVar, sysconf};
 use std::time::{Duration, Instant};
 
 /// Since when this thread has been pinned.
@@ -14,9 +14,10 @@ pub struct Pinned {
 impl Pinned {
     /// Pins this thread to a core (modulo the cores there are).
     pub fn to(core: usize) -> Self {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        // Of the machine, not of this thread: it may be pinned already.
+        let cores = sysconf(SysconfVar::_NPROCESSORS_ONLN).ok().flatten().unwrap_or(1) as usize;
         let mut set = CpuSet::new();
-        set.set(core % cores).ok();
+        set.set(core % cores.max(1)).ok();
         sched_setaffinity(Pid::from_raw(0), &set).ok();
         Self { started: Instant::now(), cpu: cpu_time() }
     }
