@@ -2,14 +2,18 @@
 
 use crate::desired::Desired;
 use service::config::{Bdev, Config, Endpoint, Frontend, Subsystem, Worker, format_size};
+use std::collections::BTreeMap;
+
+/// Sizes in bytes that bdevs have, by name.
+pub type Sizes = BTreeMap<String, u64>;
 
 /// Compares what is served with a checked configuration. Gives what would change, one line each in the order in which
-/// it is done; nothing if nothing would.
+/// it is done; nothing if nothing would. `sizes` tells of the bdevs that [`sized_anew`] names.
 ///
 /// # Errors
 /// What cannot change while Vireo runs, one line each.
-pub fn compare(old: &Desired, new: &Config) -> Result<Vec<String>, Vec<String>> {
-    let mut found = Found::default();
+pub fn compare(old: &Desired, new: &Config, sizes: &Sizes) -> Result<Vec<String>, Vec<String>> {
+    let mut found = Found { sizes: sizes.clone(), ..Found::default() };
     found.processes(&old.config, new);
     found.bdevs(&old.config, new);
     found.subsystems(old, new);
@@ -22,8 +26,21 @@ pub fn compare(old: &Desired, new: &Config) -> Result<Vec<String>, Vec<String>> 
     Ok(found.added)
 }
 
+/// Bdevs that had the size of their file and now have one of their own, with their backends: only these know whether
+/// that grows them.
+pub fn sized_anew<'a>(
+    old: &'a Config,
+    new: &'a Config,
+) -> impl Iterator<Item = (&'a str, &'a str)> + use<'a> {
+    let before = old.bdevs.iter().filter(|bdev| bdev.size.is_none());
+    before
+        .filter(|bdev| new.bdev(&bdev.name).is_some_and(|bdev| bdev.size.is_some()))
+        .map(|bdev| (bdev.name.as_str(), bdev.backend.as_str()))
+}
+
 #[derive(Default)]
 struct Found {
+    sizes: Sizes,
     /// In the order of dependence.
     added: Vec<String>,
     /// In the order of dependence; done from the last to the first.
@@ -91,7 +108,7 @@ impl Found {
         } else {
             self.fixed(&what("driver"), &old.driver, driver, instead);
         }
-        match (old.size, *size) {
+        match (old.size.or_else(|| self.sizes.get(name).copied()), *size) {
             (Some(before), Some(after)) if after < before => self.refused.push(format!(
                 "size of bdev {name} cannot shrink from {} to {} while running: write at least \
                  \"{}\"",
@@ -104,7 +121,8 @@ impl Found {
                 format_size(before),
                 format_size(after)
             )),
-            (before, after) => self.fixed(&what("size"), &before, &after, instead),
+            (Some(_), Some(_)) => {}
+            (_, after) => self.fixed(&what("size"), &old.size, &after, instead),
         }
     }
 
@@ -210,3 +228,6 @@ fn difference(old: &[String], new: &[String]) -> String {
         old.iter().filter(|name| !new.contains(name)).map(|name| format!("{name} removed"));
     added.chain(removed).collect::<Vec<_>>().join(", ")
 }
+
+#[cfg(test)]
+mod tests;

@@ -134,3 +134,6 @@ fn endpoint_message(endpoint: &config::Endpoint) -> Endpoint {
         vectors: endpoint.vectors,
     }
 }
+
+#[cfg(test)]
+mod tests;

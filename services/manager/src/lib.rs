@@ -13,5 +13,7 @@ pub mod identity;
 pub mod manager;
 mod peer;
 pub mod reconcile;
+#[cfg(test)]
+mod sample;
 mod status;
 pub mod store;

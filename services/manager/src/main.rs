@@ -52,14 +52,16 @@ fn main() -> ExitCode {
 
 async fn run(config: Config, name: &str, file: PathBuf) -> anyhow::Result<()> {
     let shutdown = Shutdown::listen().context("listen for signals")?;
-    let manager = Arc::new(Manager::start(name, file, config).await.context("start")?);
-    let socket = manager.config().socket(Kind::Manager, name);
+    let socket = config.socket(Kind::Manager, name);
+    // Before any process is told anything: where another manager answers, this one does nothing.
     let server =
         Server::bind(&socket).with_context(|| format!("listen on {}", socket.display()))?;
+    let manager = Arc::new(Manager::start(name, file, config).await.context("start")?);
     tokio::select! {
         () = server.serve(Arc::clone(&manager)) => {}
         () = manager.run() => {}
         () = tell(&manager) => {}
+        () = feed_watchdog() => {}
         () = shutdown.requested() => {}
     }
     service::ready::stopping();
@@ -77,5 +79,16 @@ async fn tell(manager: &Manager) {
     tracing::info!(state = manager.line(), "manager ready");
     while progress.changed().await.is_ok() {
         service::ready::status(&manager.line());
+    }
+}
+
+/// Tells the keeper that the runtime, and with it all of the manager, makes progress.
+async fn feed_watchdog() {
+    let Some(interval) = service::ready::watchdog_interval() else {
+        return std::future::pending().await;
+    };
+    loop {
+        service::ready::feed_watchdog();
+        tokio::time::sleep(interval).await;
     }
 }

@@ -1,7 +1,8 @@
 //! The manager: what it starts with, and what it answers.
 
-use crate::change::compare;
+use crate::change::{Sizes, compare, sized_anew};
 use crate::desired::Desired;
+use crate::peer::Peer;
 use crate::reconcile::{Goal, Progress, Reconciler};
 use crate::status;
 use crate::store::{State, Store, StoreError};
@@ -12,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use vireo_proto::Failure;
-use vireo_proto::handoff::{GetStatus, ProcessStatus, ReloadResult, reply, request};
+use vireo_proto::handoff::{DescribeBdev, GetStatus, ProcessStatus, ReloadResult, reply, request};
 
 /// How long a reload waits for the processes before it answers with what is still open: below the usual bound of a
 /// call.
@@ -47,7 +48,7 @@ pub struct Manager {
     goals: watch::Sender<Arc<Goal>>,
     reconciler: Reconciler,
     /// Why the configuration file is not what is served; empty if it is.
-    refused: String,
+    refused: Mutex<String>,
 }
 
 impl Manager {
@@ -81,7 +82,7 @@ impl Manager {
             store: Mutex::new(store),
             goals,
             reconciler,
-            refused,
+            refused: Mutex::new(refused),
         })
     }
 
@@ -99,7 +100,7 @@ impl Manager {
     pub fn line(&self) -> String {
         let progress = self.reconciler.progress().borrow().clone();
         let mut problems = progress.failures;
-        problems.extend((!self.refused.is_empty()).then(|| self.refused.clone()));
+        problems.extend(self.refused());
         match problems.as_slice() {
             [] if progress.settled => "all is served as configured".to_owned(),
             [] => "starting".to_owned(),
@@ -146,7 +147,11 @@ impl Manager {
         let new = loaded
             .map_err(|error| Failure::internal(&error))?
             .map_err(|mistakes| Failure::invalid(mistakes.to_string()))?;
-        let Some((generation, changes)) = self.accept(new)? else {
+        let sizes = self.sizes(&new).await?;
+        let accepted = self.accept(new, &sizes)?;
+        // The file is what is served, from now on or still.
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        let Some((generation, changes)) = accepted else {
             let failures = self.reconciler.progress().borrow().failures.clone();
             return Ok(ReloadResult { changes: Vec::new(), failures });
         };
@@ -154,18 +159,45 @@ impl Manager {
             tracing::info!(change, "configuration changed");
         }
         let mut progress = self.reconciler.progress();
-        let done = progress.wait_for(|p| p.generation == generation && p.settled && p.left);
+        let done = progress.wait_for(|p| p.generation == generation && p.settled);
         // Whatever is still open then is among the failures.
         tokio::time::timeout(RELOAD_WAIT, done).await.ok();
         let failures = progress.borrow().failures.clone();
         Ok(ReloadResult { changes, failures })
     }
 
+    /// The sizes that only backends know.
+    async fn sizes(&self, new: &Config) -> Result<Sizes, Failure> {
+        let mut sizes = Sizes::new();
+        let goal = Arc::clone(&self.goals.borrow());
+        for (bdev, backend) in sized_anew(&goal.desired.config, new) {
+            let unknown = |reason: &str| {
+                Failure::unavailable(format!(
+                    "size of bdev {bdev} cannot be compared with what it has now: backend \
+                     {backend} {reason}"
+                ))
+            };
+            let peers = self.reconciler.peers().iter();
+            let mut peers = peers.filter(|peer| peer.kind == Kind::Backend);
+            let session = peers.find(|peer| peer.name == backend).and_then(Peer::session);
+            let session = session.ok_or_else(|| unknown("is not there"))?;
+            let body = request::Body::DescribeBdev(DescribeBdev { bdev: bdev.to_owned() });
+            match session.call(body, &[]).await.map(|answer| answer.body) {
+                Ok(reply::Body::BdevInfo(info)) => {
+                    sizes.insert(bdev.to_owned(), info.size_bytes);
+                }
+                Ok(_) => return Err(unknown("answers with something else")),
+                Err(error) => return Err(unknown(&format!("answers: {}", error.line()))),
+            }
+        }
+        Ok(sizes)
+    }
+
     /// Makes `new` what is to be served, durably; `None` if it is already.
-    fn accept(&self, new: Config) -> Result<Option<(u64, Vec<String>)>, Failure> {
+    fn accept(&self, new: Config, sizes: &Sizes) -> Result<Option<(u64, Vec<String>)>, Failure> {
         let mut store = self.store();
         let goal = Arc::clone(&self.goals.borrow());
-        let changes = compare(&goal.desired, &new)
+        let changes = compare(&goal.desired, &new, sizes)
             .map_err(|refused| Failure::precondition(refused.join("\n")))?;
         if changes.is_empty() {
             return Ok(None);
@@ -200,7 +232,7 @@ impl Manager {
             name: self.name.clone(),
             pid: std::process::id() as i32,
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            ready: self.reconciler.progress().borrow().reached() && self.refused.is_empty(),
+            ready: self.reconciler.progress().borrow().reached() && self.refused().is_none(),
             message: self.line(),
             items: Vec::new(),
         }
@@ -208,6 +240,11 @@ impl Manager {
 
     fn store(&self) -> MutexGuard<'_, Store> {
         self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn refused(&self) -> Option<String> {
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        (!refused.is_empty()).then(|| refused.clone())
     }
 }
 
@@ -219,7 +256,7 @@ impl Handler for Manager {
             }
             request::Body::GetStatus(_) => {
                 let mut status = status::collect(&self.reconciler, self.own_status()).await;
-                status.failures.extend((!self.refused.is_empty()).then(|| self.refused.clone()));
+                status.failures.extend(self.refused());
                 Ok(Answer::new(reply::Body::HostStatus(status)))
             }
             _ => Err(Failure::unsupported()),
@@ -242,7 +279,7 @@ async fn decide(stored: State, new: Config) -> (State, String) {
         return (accepted(Vec::new()), String::new());
     }
     let before = Desired { config: old.clone(), identities: stored.identities.clone() };
-    match compare(&before, &new) {
+    match compare(&before, &new, &Sizes::new()) {
         Ok(_) => {
             let mut leaving = stored.leaving.clone();
             leaving.extend(leaves(old, &new).then(|| old.clone()));

@@ -151,52 +151,48 @@ impl Steps {
 
     /// Tells every process what it is to serve by now.
     fn step(&mut self, goal: &Goal) -> Progress {
-        self.confirm();
-        let held = self.held(goal);
         let graced = self.since.elapsed() >= GRACE;
+        let mut held = self.held(goal);
+        loop {
+            self.tell(goal, &held, graced);
+            let now = self.held(goal);
+            // What is released now, backends must hear now; each round has fewer.
+            let released = now.len() < held.len();
+            held = now;
+            if !released {
+                break;
+            }
+        }
+        self.retry_frontends();
+        let settled = self.peers.iter().all(|peer| self.is_settled(peer, goal.generation, graced));
+        let failures = self.failures(&held);
+        Progress { generation: goal.generation, settled, left: held.is_empty(), failures }
+    }
+
+    fn tell(&mut self, goal: &Goal, held: &[Held<'_>], graced: bool) {
         for backend in self.of(Kind::Backend) {
             let bdevs = goal.desired.bdevs(&backend.name, held.iter().map(|held| held.bdev));
             backend.want(request::Body::ApplyBdevs(bdevs));
         }
         let answered = self.of(Kind::Backend).all(|backend| is_applied(&backend.outcome()));
-        if answered || graced {
-            let peers = Arc::clone(&self.peers);
-            for frontend in peers.iter().filter(|peer| peer.kind == Kind::Frontend) {
+        let peers = Arc::clone(&self.peers);
+        for frontend in peers.iter().filter(|peer| peer.kind == Kind::Frontend) {
+            let told = self.told.get(&frontend.name) == Some(&goal.generation);
+            if !told && (answered || graced) {
                 let targets = goal.desired.targets(&frontend.name);
                 frontend.want(request::Body::ApplyTargets(targets));
                 self.told.insert(frontend.name.clone(), goal.generation);
             }
-            // Nothing may stir after this if the frontends had nothing to do.
-            self.confirm();
-        }
-        self.retry_frontends();
-        let still_held = self.held(goal);
-        let settled = self.peers.iter().all(|peer| self.is_settled(peer, goal.generation, graced));
-        // A release that is known only now is told in another step.
-        let settled = settled && still_held.len() == held.len();
-        if still_held.len() != held.len() {
-            for backend in self.of(Kind::Backend) {
-                let bdevs = goal.desired.bdevs(&backend.name, still_held.iter().map(|h| h.bdev));
-                backend.want(request::Body::ApplyBdevs(bdevs));
-            }
-        }
-        let failures = self.failures(&still_held);
-        Progress { generation: goal.generation, settled, left: still_held.is_empty(), failures }
-    }
-
-    fn of(&self, kind: Kind) -> impl Iterator<Item = &Peer> {
-        self.peers.iter().filter(move |peer| peer.kind == kind)
-    }
-
-    fn confirm(&mut self) {
-        let peers = Arc::clone(&self.peers);
-        for frontend in peers.iter().filter(|peer| peer.kind == Kind::Frontend) {
             if let Some(told) = self.told.get(&frontend.name)
                 && is_clean(&frontend.outcome())
             {
                 self.confirmed.insert(frontend.name.clone(), *told);
             }
         }
+    }
+
+    fn of(&self, kind: Kind) -> impl Iterator<Item = &Peer> {
+        self.peers.iter().filter(move |peer| peer.kind == kind)
     }
 
     fn held<'a>(&self, goal: &'a Goal) -> Vec<Held<'a>> {

@@ -219,3 +219,6 @@ fn decode(path: &Path, bytes: &[u8]) -> Result<State, StoreError> {
         identities,
     })
 }
+
+#[cfg(test)]
+mod tests;
