@@ -1,1 +1,8 @@
-//! What a person types: up, reload, check.
+//! What a person types: `vireo up` keeps a host's services running, `vireo check` looks at a configuration, `vireo reload`
+//! and `vireo status` talk to the manager.
+
+#![forbid(unsafe_code)]
+
+pub mod client;
+pub mod status;
+pub mod up;

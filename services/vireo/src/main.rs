@@ -1,3 +1,160 @@
-//! Entry point.
+//! `vireo`: what a person types.
 
-fn main() {}
+#![forbid(unsafe_code)]
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use service::config::Config;
+use service::shutdown::Shutdown;
+use service::start::{EXIT_FAILURE, refuse};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use vireo::{client, status, up};
+
+/// Virtual NVMe controllers for virtual machines over vfio-user.
+#[derive(Parser)]
+#[command(version)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start all services of a configuration and keep them running until Ctrl-C.
+    Up {
+        /// The host's configuration file.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Sockets and endpoints here instead of the configuration's runtime_dir.
+        #[arg(long, value_name = "DIRECTORY")]
+        runtime_dir: Option<PathBuf>,
+    },
+    /// Look at a configuration; say what is wrong with it.
+    Check {
+        /// The host's configuration file.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Print the effective configuration, defaults and environment included.
+        #[arg(long)]
+        print: bool,
+    },
+    /// Have the running services take over changes of the configuration file.
+    Reload {
+        #[command(flatten)]
+        host: Host,
+    },
+    /// Show how the running services are.
+    Status {
+        #[command(flatten)]
+        host: Host,
+        /// How to show it.
+        #[arg(short, long, value_enum, default_value_t = Output::Table)]
+        output: Output,
+    },
+}
+
+/// Which host's services.
+#[derive(Args)]
+struct Host {
+    /// The runtime directory that the services run in.
+    #[arg(long, value_name = "DIRECTORY")]
+    runtime_dir: Option<PathBuf>,
+    /// The configuration file that names it.
+    #[arg(long, value_name = "FILE", conflicts_with = "runtime_dir")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Output {
+    Table,
+    Json,
+}
+
+fn main() -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let result = runtime
+        .context("start the runtime")
+        .and_then(|runtime| runtime.block_on(run(CommandLine::parse().command)));
+    result.unwrap_or_else(|error| {
+        eprintln!("vireo: {error:#}");
+        ExitCode::from(EXIT_FAILURE)
+    })
+}
+
+async fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Up { config, runtime_dir } => run_up(&config, runtime_dir.as_deref()).await,
+        Command::Check { config, print } => {
+            let config = match Config::load(&config) {
+                Ok(config) => config,
+                Err(mistakes) => return Ok(refuse(&mistakes)),
+            };
+            if print {
+                print!("{}", config.to_toml());
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Reload { host } => reload(&host).await,
+        Command::Status { host, output } => {
+            let status = match host.socket() {
+                Ok(socket) => client::status(&socket).await.context("is vireo up running?")?,
+                Err(code) => return Ok(code),
+            };
+            match output {
+                Output::Table => print!("{}", status::table(&status)),
+                Output::Json => println!("{:#}", status::json(&status)),
+            }
+            Ok(if status.ready { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAILURE) })
+        }
+    }
+}
+
+async fn run_up(file: &Path, runtime_dir: Option<&Path>) -> anyhow::Result<ExitCode> {
+    let mut overrides = Vec::new();
+    if let Some(directory) = runtime_dir {
+        let directory = std::path::absolute(directory).context("--runtime-dir")?;
+        let directory = directory.to_str().context("--runtime-dir is not UTF-8")?.to_owned();
+        overrides.push(("VIREO__RUNTIME_DIR".to_owned(), directory));
+    }
+    let config = match Config::load_with(file, &overrides) {
+        Ok(config) => config,
+        Err(mistakes) => return Ok(refuse(&mistakes)),
+    };
+    let own = std::env::current_exe().context("find this program")?;
+    let programs = own.parent().context("find this program's directory")?.to_owned();
+    let file = std::path::absolute(file).context("--config")?;
+    let shutdown = Shutdown::listen().context("listen for signals")?;
+    up::run(up::Options { file, config, programs }, shutdown).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn reload(host: &Host) -> anyhow::Result<ExitCode> {
+    let result = match host.socket() {
+        Ok(socket) => client::reload(&socket).await?,
+        Err(code) => return Ok(code),
+    };
+    for change in &result.changes {
+        println!("{change}");
+    }
+    if result.changes.is_empty() {
+        println!("nothing to change");
+    }
+    for failure in &result.failures {
+        eprintln!("failed so far: {failure}");
+    }
+    let failed = !result.failures.is_empty();
+    Ok(if failed { ExitCode::from(EXIT_FAILURE) } else { ExitCode::SUCCESS })
+}
+
+impl Host {
+    fn socket(&self) -> Result<PathBuf, ExitCode> {
+        match (&self.config, &self.runtime_dir) {
+            (Some(file), _) => {
+                Config::read(file).map(|config| client::socket_of(&config)).map_err(|m| refuse(&m))
+            }
+            (None, Some(directory)) => Ok(client::manager_socket(directory)),
+            (None, None) => Ok(client::manager_socket(Path::new("/run/vireo"))),
+        }
+    }
+}

@@ -14,6 +14,7 @@ mod section;
 mod tests;
 mod units;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -236,7 +237,12 @@ impl Config {
     /// # Errors
     /// Every mistake, one line each.
     pub fn load(path: &Path) -> Result<Self, Mistakes> {
-        let config = Self::read(path)?;
+        Self::load_with(path, &[])
+    }
+
+    /// [`Config::load`] with further overrides, which come after those of the environment.
+    pub fn load_with(path: &Path, overrides: &[(String, String)]) -> Result<Self, Mistakes> {
+        let config = Self::read_with(path, overrides)?;
         let mistakes = host::check(&config);
         if mistakes.is_empty() {
             Ok(config)
@@ -248,6 +254,10 @@ impl Config {
     /// [`Config::load`] without a look at the machine: for a service that starts again while a file or a core that does
     /// not concern it is away.
     pub fn read(path: &Path) -> Result<Self, Mistakes> {
+        Self::read_with(path, &[])
+    }
+
+    fn read_with(path: &Path, overrides: &[(String, String)]) -> Result<Self, Mistakes> {
         let source = path.display().to_string();
         let unreadable = |wrong: String| Mistakes {
             source: source.clone(),
@@ -260,9 +270,10 @@ impl Config {
         }
         let text = std::fs::read_to_string(path)
             .map_err(|error| unreadable(format!("cannot be read: {error}")))?;
-        let variables = std::env::vars_os().filter_map(|(name, value)| {
-            Some((name.into_string().ok()?, value.into_string().ok()?))
-        });
+        let mut variables: BTreeMap<String, String> = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect();
+        variables.extend(overrides.iter().cloned());
         Self::parse(&text, variables).map_err(|mistakes| Mistakes { source, mistakes })
     }
 
