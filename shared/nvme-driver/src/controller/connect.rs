@@ -1,0 +1,76 @@
+//! From an address to a transport, with a clear word for each way that fails.
+
+use std::io::ErrorKind;
+use std::path::Path;
+use std::sync::Arc;
+
+use vfio_user::client::ClientError;
+use vfio_user::socket::SocketError;
+
+use crate::address::Address;
+use crate::error::{ConnectError, chain};
+use crate::options::Options;
+use crate::transport::vfio::Vfio;
+use crate::transport::vfio_user::VfioUser;
+use crate::transport::{Transport, TransportError};
+
+pub(super) fn reach(
+    address: &Address,
+    options: &Options,
+) -> Result<Arc<dyn Transport>, ConnectError> {
+    match address {
+        Address::VfioUser(path) => {
+            let socket = Address::socket(path);
+            match VfioUser::connect(&socket, options.connect_timeout) {
+                Ok(transport) => Ok(Arc::new(transport)),
+                Err(error) => Err(explain(error, address, &socket, options)),
+            }
+        }
+        Address::Pcie(pci) => match Vfio::open(*pci)? {
+            Ok(transport) => Ok(Arc::new(transport)),
+            Err(TransportError::Unfit { found, needed }) => {
+                Err(ConnectError::Unfit { address: address.to_string(), found, needed })
+            }
+            Err(source) => Err(ConnectError::Transport { address: address.to_string(), source }),
+        },
+    }
+}
+
+/// What a failed vfio-user handshake means.
+fn explain(
+    error: TransportError,
+    address: &Address,
+    socket: &Path,
+    options: &Options,
+) -> ConnectError {
+    let path = socket.to_path_buf();
+    let address = address.to_string();
+    let client = match error {
+        TransportError::VfioUser(client) => client,
+        TransportError::Unfit { found, needed } => {
+            return ConnectError::Unfit { address, found, needed };
+        }
+        source => return ConnectError::Transport { address, source },
+    };
+    match client {
+        ClientError::Connect { source, .. } => match source.kind() {
+            ErrorKind::NotFound => ConnectError::NoSocket { path },
+            ErrorKind::ConnectionRefused => ConnectError::NotListening { path },
+            ErrorKind::PermissionDenied => ConnectError::Permission { path },
+            _ => {
+                let call = "connect";
+                ConnectError::Transport { address, source: TransportError::System { call, source } }
+            }
+        },
+        ClientError::Exchange { source: SocketError::TimedOut { .. }, .. } => {
+            ConnectError::NotAnswering { path, waited: options.connect_timeout }
+        }
+        ClientError::Exchange { source: SocketError::Closed | SocketError::Io { .. }, .. } => {
+            ConnectError::Closed { path }
+        }
+        error @ (ClientError::Exchange { .. } | ClientError::BadReply { .. }) => {
+            ConnectError::NotVfioUser { path, what: chain(&error) }
+        }
+        error => ConnectError::Transport { address, source: TransportError::VfioUser(error) },
+    }
+}

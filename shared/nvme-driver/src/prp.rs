@@ -1,0 +1,90 @@
+//! Data pointers: PRP entries and lists, or one SGL data block. NVMe Base 2.0c 4.1. On the hot path.
+//!
+//! A buffer is contiguous as the controller sees it, so a list is arithmetic. Lists lie in pages of the queue pair's
+//! own, one for each command.
+
+use std::sync::atomic::Ordering;
+
+use nvme_spec::sgl::SglDescriptor;
+use nvme_spec::{Command, Iova};
+
+use crate::memory::Registered;
+
+/// The pages that hold PRP lists: one for each command of a queue pair, each one memory page of the controller's.
+#[derive(Debug)]
+pub(crate) struct Lists {
+    memory: Registered,
+    offset: usize,
+    page_shift: u32,
+}
+
+/// What a command's data pointer may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pointer {
+    /// PRPs only.
+    Prp,
+    /// One SGL data block where PRPs would need a list.
+    SglForLists,
+    /// One SGL data block always.
+    Sgl,
+}
+
+impl Lists {
+    /// Bytes that `count` lists take.
+    pub(crate) fn size(count: usize, page_shift: u32) -> usize {
+        count << page_shift
+    }
+
+    /// Lists from `offset` of `memory` on; its owner made it large enough, at a page boundary.
+    pub(crate) fn new(memory: &Registered, offset: usize, page_shift: u32) -> Self {
+        Self { memory: memory.clone(), offset, page_shift }
+    }
+
+    /// Most bytes of a command whose list is one page: PRP1 may begin anywhere in its page.
+    pub(crate) const fn reach(page_shift: u32) -> u64 {
+        1 << (page_shift - 3 + page_shift)
+    }
+
+    /// `command` with its data, `len` bytes from `iova`, which are at most [`reach`](Self::reach).
+    #[inline]
+    pub(crate) fn point(
+        &self,
+        command: Command,
+        index: usize,
+        iova: u64,
+        len: usize,
+        pointer: Pointer,
+    ) -> Command {
+        let page = 1_u64 << self.page_shift;
+        let end = (iova & (page - 1)) + len as u64;
+        if pointer == Pointer::Sgl || (pointer == Pointer::SglForLists && end > 2 * page) {
+            return command.with_sgl(SglDescriptor::data_block(Iova(iova), len as u32));
+        }
+        if end <= page {
+            return command.with_prps(Iova(iova), Iova(0));
+        }
+        let second = (iova & !(page - 1)) + page;
+        if end <= 2 * page {
+            return command.with_prps(Iova(iova), Iova(second));
+        }
+        command.with_prps(Iova(iova), self.list(index, second, end - page))
+    }
+
+    /// Fills the list of command `index` with the pages of `len` bytes from `first`, and returns where it is.
+    fn list(&self, index: usize, first: u64, len: u64) -> Iova {
+        let at = self.offset + (index << self.page_shift);
+        let entries = len.div_ceil(1 << self.page_shift);
+        if let Some(list) = self.memory.host().sub(at, 1 << self.page_shift) {
+            for entry in 0..entries {
+                // Relaxed: the doorbell's Release keeps it before.
+                let stored = list.store_u64(
+                    entry as usize * size_of::<u64>(),
+                    first + (entry << self.page_shift),
+                    Ordering::Relaxed,
+                );
+                debug_assert!(stored, "a transfer beyond the reach of one list");
+            }
+        }
+        Iova(self.memory.iova() + at as u64)
+    }
+}

@@ -1,0 +1,75 @@
+//! Commands as the caller made them.
+
+use nvme_spec::{Command, CommandId};
+
+use super::slot::{NONE, State};
+use super::{QueuePair, Reason};
+use crate::memory::DmaBuffer;
+use crate::prp::{Lists, Pointer};
+use crate::request::Shape;
+
+impl QueuePair {
+    /// Takes any I/O command as it is but for its identifier and, with a buffer, its data pointer. It is neither
+    /// checked, split nor sent again; its completion's dword 0 comes back. A command that moves other memory than
+    /// `buffer`'s cannot be made with it: without a buffer the data pointer is empty.
+    ///
+    /// # Errors
+    /// The reason, and the buffer.
+    pub fn submit_command(
+        &mut self,
+        command: Command,
+        buffer: Option<DmaBuffer>,
+        token: u64,
+    ) -> Result<(), (Reason, Option<DmaBuffer>)> {
+        if let Err(reason) = self.takes(buffer.as_ref()) {
+            return Err((reason, buffer));
+        }
+        let index = self.free;
+        let Some(slot) = self.slots.get_mut(usize::from(index)) else {
+            return Err((Reason::Full, buffer));
+        };
+        let at = buffer.as_ref().map(|buffer| (buffer.iova().0, buffer.len()));
+        self.free = slot.next;
+        slot.buffer = buffer;
+        slot.token = token;
+        slot.epoch = self.epoch;
+        slot.parent = NONE;
+        slot.state = State::Raw;
+        slot.shape = Shape::Argument;
+        slot.opcode = command.nvm_opcode();
+        slot.retries = 0;
+        slot.aborted = false;
+        let mut command = Command { dptr: [0; 16], mptr: 0, ..command };
+        command.cdw0.set_cid(CommandId(index));
+        if let Some((iova, len)) = at {
+            // The data pointer's kind is the driver's choice, so what the command said of it is void.
+            command = command.with_prps(nvme_spec::Iova(0), nvme_spec::Iova(0));
+            command = self.lists.point(command, index.into(), iova, len, self.pointer);
+        }
+        self.in_flight += 1;
+        self.sq.push(&command);
+        Ok(())
+    }
+
+    fn takes(&self, buffer: Option<&DmaBuffer>) -> Result<(), Reason> {
+        if self.cold.dead {
+            return Err(Reason::Gone);
+        }
+        if self.free == NONE {
+            return Err(Reason::Full);
+        }
+        let Some(buffer) = buffer else { return Ok(()) };
+        if buffer.memory().domain() as usize != self.domain {
+            return Err(Reason::ForeignBuffer);
+        }
+        if buffer.iova().0 & 3 != 0 {
+            return Err(Reason::Alignment);
+        }
+        let reach = Lists::reach(self.cold.inner.page_shift());
+        let bounded = self.pointer != Pointer::Sgl;
+        if bounded && buffer.len() as u64 > reach || u32::try_from(buffer.len()).is_err() {
+            return Err(Reason::TooLarge);
+        }
+        Ok(())
+    }
+}
