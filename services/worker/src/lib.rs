@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 pub mod clock;
+pub mod control;
 pub mod controller;
 pub mod interrupt;
 pub mod notify;

@@ -1,3 +1,138 @@
-//! Entry point.
+//! `vireo-worker`: configure, start, wait, drain.
 
-fn main() {}
+#![forbid(unsafe_code)]
+
+use anyhow::Context;
+use clap::Parser;
+use ipc::event::EventFd;
+use ipc::watchdog::{DEFAULT_BOUND, Watchdog};
+use service::config::{Config, Kind};
+use service::control::Server;
+use service::shutdown::Shutdown;
+use service::start::{Arguments, EXIT_FAILURE, set_limits};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use vireo_worker::clock::Monotonic;
+use vireo_worker::control::{Control, ControlConfig};
+use vireo_worker::notify::WatchedNotifier;
+use vireo_worker::reactor::{ControlEnd, Reactor};
+use vireo_worker::sleep;
+
+/// Serves I/O queues of virtual NVMe controllers on one core.
+#[derive(Parser)]
+#[command(version)]
+struct CommandLine {
+    #[command(flatten)]
+    arguments: Arguments,
+}
+
+/// What the poll thread is made with.
+struct PollThread {
+    kick: EventFd,
+    wake: EventFd,
+    core: Option<u32>,
+    max_nap: Duration,
+    stop: Arc<AtomicBool>,
+}
+
+fn main() -> ExitCode {
+    let CommandLine { arguments } = CommandLine::parse();
+    telemetry::log::start();
+    let config = match arguments.load(Kind::Worker) {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    set_limits();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let result = runtime
+        .context("start the runtime")
+        .and_then(|runtime| runtime.block_on(run(&config, &arguments.name)));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::from(EXIT_FAILURE)
+        }
+    }
+}
+
+async fn run(config: &Config, name: &str) -> anyhow::Result<()> {
+    let shutdown = Shutdown::listen().context("listen for signals")?;
+    // Before any guest memory is mapped: a fault in it fails one controller, not this process.
+    ipc::sigbus::install().context("handle faults of guest memory")?;
+    let settings = config
+        .workers
+        .iter()
+        .find(|worker| worker.name == name)
+        .context("the worker is not in the configuration")?;
+    let (kick, wake) = (EventFd::create()?, EventFd::create()?);
+    let stop = Arc::new(AtomicBool::new(false));
+    let poll = PollThread {
+        kick: kick.try_clone()?,
+        wake: wake.try_clone()?,
+        core: settings.core,
+        max_nap: settings.max_nap,
+        stop: Arc::clone(&stop),
+    };
+    let watchdog = Watchdog::start(DEFAULT_BOUND).context("start the watchdog")?;
+    let (tell, started) = tokio::sync::oneshot::channel();
+    let thread = std::thread::Builder::new()
+        .name("poll".to_owned())
+        .spawn(move || poll.run(&watchdog, tell))
+        .context("start the poll thread")?;
+    let end = started.await.context("the poll thread has ended")??;
+    let waker = kick.try_clone()?;
+    let runtime_dir = config.runtime_dir.clone();
+    let control = ControlConfig { name: name.to_owned(), runtime_dir, end, kick };
+    let control = Control::new(control).context("start the control thread")?;
+    let wake = service::async_fd::register(wake).context("watch the poll thread's eventfd")?;
+    tokio::spawn(Arc::clone(&control).pump(wake));
+    let socket = config.socket(Kind::Worker, name);
+    let server =
+        Server::bind(&socket).with_context(|| format!("listen on {}", socket.display()))?;
+    service::ready::ready("serving");
+    tracing::info!(socket = %socket.display(), core = ?settings.core, "worker ready");
+    tokio::select! {
+        () = server.serve(control) => {}
+        () = shutdown.requested() => {}
+    }
+    service::ready::stopping();
+    stop.store(true, Ordering::Release);
+    waker.signal()?;
+    tokio::task::spawn_blocking(move || thread.join().ok()).await.ok();
+    Ok(())
+}
+
+impl PollThread {
+    /// Runs the reactor on this thread. The other end of its queues, or why there is none, goes to `tell`.
+    fn run(
+        self,
+        watchdog: &Watchdog,
+        tell: tokio::sync::oneshot::Sender<anyhow::Result<ControlEnd>>,
+    ) {
+        let (mut reactor, end) = match self.prepare(watchdog) {
+            Ok(prepared) => prepared,
+            Err(error) => return drop(tell.send(Err(error))),
+        };
+        if tell.send(Ok(end)).is_ok() {
+            sleep::run(&mut reactor, &self.kick, self.max_nap, &self.stop);
+        }
+    }
+
+    fn prepare(
+        &self,
+        watchdog: &Watchdog,
+    ) -> anyhow::Result<(Reactor<Monotonic, WatchedNotifier>, ControlEnd)> {
+        if let Some(core) = self.core {
+            service::cpu::pin(core).context("pin the poll thread")?;
+        }
+        // The default, 50 microseconds, would lengthen the first naps several times over.
+        nix::sys::prctl::set_timerslack(1_000).context("set the timer slack")?;
+        let notifier = WatchedNotifier::new(watchdog.guard().context("watch the poll thread")?);
+        let (mut reactor, end) = Reactor::new(Monotonic::default(), notifier);
+        reactor.wake_by(self.wake.try_clone()?);
+        Ok((reactor, end))
+    }
+}

@@ -96,8 +96,9 @@ impl Namespaces {
         let blocks = row.blocks.load(Ordering::Relaxed);
         // A device that grew has a new channel: the old one ends where the device ended.
         let bytes = blocks.checked_shl(block_shift).unwrap_or(u64::MAX);
-        let outgrown = entry.channel.as_ref().is_some_and(|channel| channel.geometry().size < bytes)
-            && !entry.retiring;
+        let outgrown =
+            entry.channel.as_ref().is_some_and(|channel| channel.geometry().size < bytes)
+                && !entry.retiring;
         let other_device =
             generation != entry.generation || force_ring != entry.force_ring || outgrown;
         if !attached || other_device {

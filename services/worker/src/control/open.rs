@@ -1,0 +1,159 @@
+//! Opens a channel to a namespace's block device, and watches over the backend that it leads to.
+
+use super::attached::{Opened, address};
+use super::{Control, not_attached};
+use crate::controller::Change;
+use bdev::channel::{AnyChannel, Geometry};
+use bdev::malloc::MallocChannel;
+use bdev::null::NullChannel;
+use bdev::ring::client::RingChannel;
+use ipc::device_memory::DeviceMemory;
+use ipc::event::EventFd;
+use ipc::segment::Segment;
+use service::control::{Answer, Session};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use vireo_proto::handoff::{ChannelGrant, ChannelKind, OpenChannel, reply, request};
+use vireo_proto::{Failure, id_to_bytes};
+
+/// First pause before another attempt; doubled up to [`MAX_PAUSE`].
+const MIN_PAUSE: Duration = Duration::from_millis(10);
+/// Longest pause before another attempt.
+const MAX_PAUSE: Duration = Duration::from_secs(1);
+/// How long an attempt waits for the backend.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The channel that is wanted.
+#[derive(Clone, Copy)]
+pub(super) struct Wanted {
+    /// The controller.
+    pub id: u128,
+    /// The namespace's row.
+    pub row: usize,
+    /// The row's generation.
+    pub generation: u32,
+    /// Not a lease.
+    pub force_ring: bool,
+}
+
+/// Opens the channel, however often it takes, unless the namespace goes.
+pub(super) async fn open(control: Arc<Control>, wanted: Wanted) {
+    let mut pause = MIN_PAUSE;
+    while let Some((backend, bdev)) = names(&control, &wanted) {
+        match attempt(&control, &wanted, &backend, &bdev).await {
+            Ok(session) => return watch(&control, &wanted, &session).await,
+            Err(failure) => {
+                // The pause grows: this floods no log.
+                tracing::warn!(bdev, backend, reason = failure.message(), "no channel yet");
+            }
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(MAX_PAUSE);
+    }
+}
+
+/// Backend and bdev of the namespace, if it is still the one.
+fn names(control: &Control, wanted: &Wanted) -> Option<(String, String)> {
+    let controllers = control.controllers();
+    let row = controllers.get(&wanted.id)?.layout.namespaces.get(wanted.row)?;
+    // Acquire: pairs with the frontend's Release; the row's other fields are written.
+    let there = row.state.load(Ordering::Acquire) == 1;
+    let same = row.generation.load(Ordering::Relaxed) == wanted.generation;
+    (there && same).then(|| (row.backend.load(), row.bdev.load()))
+}
+
+async fn attempt(
+    control: &Control,
+    wanted: &Wanted,
+    backend: &str,
+    bdev: &str,
+) -> Result<Session, Failure> {
+    let internal = |error: service::control::ControlError| Failure::unavailable(error.line());
+    let session = control.backend(backend).session(PATIENCE).await.map_err(internal)?;
+    let body = request::Body::OpenChannel(OpenChannel {
+        controller_id: id_to_bytes(wanted.id),
+        bdev: bdev.to_owned(),
+        force_ring: wanted.force_ring,
+    });
+    let answer = session.call(body, &[control.kick.as_fd()]).await.map_err(internal)?;
+    let Answer { body: reply::Body::ChannelGrant(grant), fds } = answer else {
+        return Err(Failure::unavailable("the backend answered something else than a channel"));
+    };
+    let opened = Opened { session: session.clone(), channel_id: grant.channel_id };
+    let channel = match channel(&grant, fds) {
+        Ok(channel) => Box::new(channel),
+        Err(failure) => {
+            opened.close().await;
+            return Err(failure);
+        }
+    };
+    if grant.has_ring {
+        let share = {
+            let mut controllers = control.controllers();
+            controllers.get_mut(&wanted.id).map(|attached| attached.share(backend))
+        };
+        let shared = match share {
+            Some(share) => share.connect(control, wanted.id, &session).await,
+            None => false,
+        };
+        if !shared {
+            opened.close().await;
+            return Err(Failure::unavailable("the backend did not take the client's memory"));
+        }
+    }
+    {
+        let mut controllers = control.controllers();
+        let attached = controllers.get_mut(&wanted.id).ok_or_else(|| not_attached(wanted.id))?;
+        attached.channels.insert(address(&channel), opened);
+    }
+    control.change(wanted.id, Change::Channel(wanted.row, wanted.generation, channel)).await?;
+    Ok(session)
+}
+
+/// The channel that was granted. Descriptors come in the order of [`ChannelGrant`].
+fn channel(grant: &ChannelGrant, fds: Vec<OwnedFd>) -> Result<AnyChannel, Failure> {
+    let geometry = Geometry { size: grant.size_bytes, read_only: grant.read_only };
+    let mut fds = fds.into_iter();
+    let mut next = || fds.next().ok_or_else(|| Failure::unavailable("a descriptor is missing"));
+    let memory = match grant.kind() {
+        ChannelKind::LeaseMalloc => Some(next()?),
+        ChannelKind::LeaseNull | ChannelKind::Ring | ChannelKind::Unspecified => None,
+    };
+    let ring = match grant.has_ring {
+        true => Some(ring(next()?, next()?, geometry)?),
+        false => None,
+    };
+    match (grant.kind(), memory, ring) {
+        (ChannelKind::LeaseNull, _, _) => {
+            Ok(AnyChannel::Null(NullChannel::new(geometry, grant.latency_ns)))
+        }
+        (ChannelKind::LeaseMalloc, Some(memory), ring) => {
+            let memory = DeviceMemory::open(memory).map_err(|error| Failure::internal(&error))?;
+            let number = grant.lease_number as usize;
+            MallocChannel::lease(Arc::new(memory), grant.read_only, number, ring)
+                .map(AnyChannel::Malloc)
+                .map_err(|error| Failure::internal(&error))
+        }
+        (ChannelKind::Ring, _, Some(ring)) => Ok(AnyChannel::Ring(ring)),
+        (ChannelKind::LeaseMalloc | ChannelKind::Ring | ChannelKind::Unspecified, _, _) => {
+            Err(Failure::unavailable("the backend granted a channel of an unknown kind"))
+        }
+    }
+}
+
+fn ring(segment: OwnedFd, kick: OwnedFd, geometry: Geometry) -> Result<RingChannel, Failure> {
+    let segment = Segment::open(segment).map_err(|error| Failure::internal(&error))?;
+    let kick = EventFd::from_client(kick).map_err(|error| Failure::internal(&error))?;
+    RingChannel::new(segment, kick, geometry).map_err(|error| Failure::internal(&error))
+}
+
+/// Waits until the backend is gone, then tells the poll thread, which asks for another channel.
+async fn watch(control: &Control, wanted: &Wanted, session: &Session) {
+    session.closed().await;
+    if names(control, wanted).is_some() {
+        tracing::warn!(backend = session.peer(), "backend gone");
+    }
+    control.change(wanted.id, Change::BackendGone(wanted.row)).await.ok();
+}
