@@ -34,11 +34,12 @@ const BAR0_SIZE: u64 = 16 * 1024;
 const DOORBELLS: u64 = 0x1000;
 /// Bytes of the doorbell page.
 const DOORBELL_PAGE: u64 = 0x1000;
-/// PCI vendor identifier: the one reserved for virtual devices of open projects by Red Hat, Inc.
-pub(crate) const VENDOR: u16 = 0x1b36;
-/// PCI device identifier of a virtual NVMe controller under that vendor.
-const DEVICE: u16 = 0x0010;
-
+/// PCI vendor identifier: that of virtio devices, whose list gives 1af4:10f0 to 1af4:10ff to whoever has no identifier of
+/// his own. (1b36:0010, the emulated NVMe of QEMU, would bring Linux's workarounds for that device along: it ignores the
+/// identifiers of namespaces.)
+pub(crate) const VENDOR: u16 = 0x1af4;
+/// PCI device identifier under that vendor.
+const DEVICE: u16 = 0x10f0;
 /// Log lines a second that one client can cause.
 const LOG_LINES: u32 = 5;
 
