@@ -2,12 +2,16 @@
 //! allocates after [`RangeList::with_capacity`].
 
 use ipc::guest_memory::{Access, DmaFault, DmaFaultKind, GuestMemory, MemRange, RegionId};
+use ipc::iova::Iova;
 use ipc::layout::MAX_REGIONS;
 use nvme_spec::Status;
 
 /// The region that bit buckets name: memory of ours, at least as long as the largest transfer, that whoever serves I/O
 /// puts into the table under this id. What is read into it is lost.
 pub const BIT_BUCKET: RegionId = RegionId(MAX_REGIONS as u32 - 1);
+
+/// The status of a command that needs more ranges than the list holds.
+const TOO_MANY: Status = Status::INVALID_NUMBER_OF_SGL_DESCRIPTORS.with_dnr();
 
 /// Ranges of the list that serves commands of `max_transfer` bytes at the smallest page size, whatever their
 /// alignment: every page on its own, and one more for a first page that is entered in its middle.
@@ -63,12 +67,12 @@ impl RangeList {
     }
 
     /// The guest addresses that the ranges stand for: first byte and length. Bit buckets have none and are left out.
-    pub fn guest_ranges(&self) -> impl Iterator<Item = (ipc::iova::Iova, u32)> + '_ {
+    pub fn guest_ranges(&self) -> impl Iterator<Item = (Iova, u32)> + '_ {
         self.ranges()
             .iter()
             .zip(&self.iovas)
             .filter(|(range, _)| range.region != BIT_BUCKET)
-            .map(|(range, &iova)| (ipc::iova::Iova(iova), range.len))
+            .map(|(range, &iova)| (Iova(iova), range.len))
     }
 
     /// Translates `length` bytes at `iova` and appends them.
@@ -84,15 +88,30 @@ impl RangeList {
         length: u32,
         access: Access,
     ) -> Result<(), Status> {
+        if let Some(range) = memory.range(Iova(iova), length, access) {
+            return self.push(iova, range).then_some(()).ok_or(TOO_MANY);
+        }
+        self.append_pieces(memory, iova, length, access)
+    }
+
+    /// What is not in one row, or not in the cache.
+    #[cold]
+    fn append_pieces(
+        &mut self,
+        memory: &GuestMemory,
+        iova: u64,
+        length: u32,
+        access: Access,
+    ) -> Result<(), Status> {
         let mut at = iova;
         let mut fits = true;
-        let translated = memory.translate(ipc::iova::Iova(iova), length, access, &mut |range| {
+        let translated = memory.translate(Iova(iova), length, access, &mut |range| {
             fits &= self.push(at, range);
             at = at.wrapping_add(u64::from(range.len));
         });
         match translated {
             Err(fault) => Err(fault_status(fault)),
-            Ok(()) if !fits => Err(Status::INVALID_NUMBER_OF_SGL_DESCRIPTORS.with_dnr()),
+            Ok(()) if !fits => Err(TOO_MANY),
             Ok(()) => Ok(()),
         }
     }
@@ -102,22 +121,14 @@ impl RangeList {
         let range = MemRange { region: BIT_BUCKET, len: length, offset: 0 };
         match self.push(0, range) {
             true => Ok(()),
-            false => Err(Status::INVALID_NUMBER_OF_SGL_DESCRIPTORS.with_dnr()),
+            false => Err(TOO_MANY),
         }
     }
 
     /// Appends a range, to the last one if it goes on from there in both address spaces. False if the list is full.
     #[inline]
     fn push(&mut self, iova: u64, range: MemRange) -> bool {
-        if let Some(index) = self.used.checked_sub(1)
-            && let (Some(last), Some(&last_iova)) =
-                (self.ranges.get_mut(index), self.iovas.get(index))
-            && last.region == range.region
-            && last.offset.wrapping_add(u64::from(last.len)) == range.offset
-            && last_iova.wrapping_add(u64::from(last.len)) == iova
-            && let Some(length) = last.len.checked_add(range.len)
-        {
-            last.len = length;
+        if self.used > 0 && self.extend_last(iova, &range) {
             return true;
         }
         match (self.ranges.get_mut(self.used), self.iovas.get_mut(self.used)) {
@@ -128,6 +139,22 @@ impl RangeList {
                 true
             }
             _ => false,
+        }
+    }
+
+    fn extend_last(&mut self, iova: u64, range: &MemRange) -> bool {
+        let Some(index) = self.used.checked_sub(1) else { return false };
+        let (Some(last), Some(&last_iova)) = (self.ranges.get_mut(index), self.iovas.get(index))
+        else {
+            return false;
+        };
+        let goes_on = last_iova.wrapping_add(u64::from(last.len)) == iova;
+        match last.merged(*range).filter(|_| goes_on) {
+            Some(merged) => {
+                *last = merged;
+                true
+            }
+            None => false,
         }
     }
 }

@@ -132,6 +132,22 @@ impl GuestMemory {
         Some(unsafe { HostSlice::new(hit.base, len as usize, access.contains(Access::WRITE)) })
     }
 
+    /// The range at `iova` if all of it lies in one row and may be accessed so: [`Self::translate`] for what is nearly
+    /// always the case. A range of no bytes is `None`.
+    #[inline(always)]
+    pub fn range(&self, iova: Iova, len: u32, access: Access) -> Option<MemRange> {
+        for (third, shift) in SHIFTS.into_iter().enumerate() {
+            let entry = &self.cache[third][slot(iova, shift)];
+            let within = iova.0.wrapping_sub(entry.start.get());
+            if within < entry.size.get() && entry.access.get().contains(access) {
+                let fits = len > 0 && u64::from(len) <= entry.size.get() - within;
+                let (region, offset) = (entry.region.get(), entry.offset.get() + within);
+                return fits.then_some(MemRange { region, len, offset });
+            }
+        }
+        None
+    }
+
     /// Translates a range: calls `push` with its pieces in order, neighbours in memory merged into one.
     ///
     /// At most `len` pieces. On an error some pieces may have been pushed already; they are to be dropped.
