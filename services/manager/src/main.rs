@@ -7,12 +7,12 @@ use clap::Parser;
 use service::config::{Config, Kind, MANAGER};
 use service::control::Server;
 use service::shutdown::Shutdown;
-use service::start::{Arguments, EXIT_FAILURE};
+use service::start::{Arguments, EXIT_CONFIGURATION, EXIT_FAILURE};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
-use vireo_manager::manager::Manager;
+use vireo_manager::manager::{Manager, StartError};
 
 /// How long the host may take to serve all before the manager counts as ready without that.
 const START_BOUND: Duration = Duration::from_secs(15);
@@ -45,7 +45,8 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
-            ExitCode::from(EXIT_FAILURE)
+            let lasting = error.downcast_ref().is_some_and(StartError::is_lasting);
+            ExitCode::from(if lasting { EXIT_CONFIGURATION } else { EXIT_FAILURE })
         }
     }
 }

@@ -37,6 +37,20 @@ pub enum StartError {
     TooLong(String),
 }
 
+impl StartError {
+    /// True if another start without a change by a person ends the same way.
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Self::Store(StoreError::Newer { .. } | StoreError::Format { .. })
+            | Self::TooLong(_) => true,
+            // What held the lock or the disk may be gone by then.
+            Self::Store(StoreError::Locked { .. } | StoreError::Io { .. }) | Self::Random(_) => {
+                false
+            }
+        }
+    }
+}
+
 /// The manager.
 #[derive(Debug)]
 pub struct Manager {

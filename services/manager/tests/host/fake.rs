@@ -186,6 +186,11 @@ impl Host {
         std::mem::take(&mut *self.log.lock().unwrap())
     }
 
+    /// True if somebody was told so since the last time.
+    pub fn has_told(&self, line: &str) -> bool {
+        self.log.lock().unwrap().iter().any(|told| told == line)
+    }
+
     /// Starts the manager with the file as it is.
     pub async fn manage(&self) -> Managed {
         let file = self.path("vireo.toml");
@@ -212,7 +217,8 @@ impl Managed {
     pub async fn reached(&self) {
         let mut progress = self.manager.progress();
         let reached = progress.wait_for(|progress| progress.reached());
-        tokio::time::timeout(Duration::from_secs(20), reached).await.expect("reached").unwrap();
+        let reached = tokio::time::timeout(Duration::from_secs(20), reached).await;
+        reached.expect("the goal is reached in time").unwrap();
     }
 
     pub async fn reload(&self) -> Result<ReloadResult, String> {

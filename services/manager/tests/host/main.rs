@@ -24,6 +24,7 @@ async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// A manager on a host whose processes were told everything.
 async fn started() -> (Host, std::collections::BTreeMap<String, Arc<fake::Fake>>, Managed) {
     let (host, fakes) = Host::start();
     let managed = host.manage().await;
@@ -97,11 +98,10 @@ async fn failures_are_told_and_tried_again_until_they_are_gone() {
     assert_eq!(managed.manager.line(), "backend b0: bdev mem0: no memory (and 1 more)");
     let again = managed.reload().await.unwrap();
     assert_eq!((again.changes.len(), again.failures), (0, failures), "a reload tells them too");
-    until("tried again", || {
-        let told = fakes["f1"].targets.lock().unwrap();
-        !told.endpoints.is_empty()
-    })
-    .await;
+    host.told();
+    until("f1 is told again", || host.has_told("f1: s1/1 vm1")).await;
+    until("b0 is told again", || host.has_told("b0: mem0")).await;
+    assert!(!host.has_told("b1: mem1"), "nothing failed there");
     fakes["f1"].failures.lock().unwrap().clear();
     fakes["b0"].failures.lock().unwrap().clear();
     managed.reached().await;
