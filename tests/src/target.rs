@@ -147,25 +147,30 @@ impl Target {
     /// The same in a directory that was prepared.
     #[track_caller]
     pub fn start_in(site: Site) -> Self {
-        let mut supervisor = Command::new(program("vireo"))
-            .arg("up")
-            .arg("--config")
-            .arg(site.file())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("spawn vireo up");
-        let log = Log::of(&mut supervisor);
+        let (supervisor, log) = up(&site);
         let mut target = Self { site, supervisor, log };
-        let ready = within(PATIENCE, || {
-            if let Some(status) = target.supervisor.try_wait().expect("wait") {
-                panic!("vireo up ended with {status}:\n{}", target.log());
-            }
-            target.is_ready().then_some(())
-        });
-        assert!(ready.is_some(), "vireo up is not ready within {PATIENCE:?}:\n{}", target.log());
+        target.await_start();
         target
+    }
+
+    /// Starts `vireo up` once more, after the first one was killed.
+    #[track_caller]
+    pub fn start_another_keeper(mut self) -> Self {
+        self.supervisor.wait().expect("wait for the first one");
+        (self.supervisor, self.log) = up(&self.site);
+        self.await_start();
+        self
+    }
+
+    #[track_caller]
+    fn await_start(&mut self) {
+        let ready = within(PATIENCE, || {
+            if let Some(status) = self.supervisor.try_wait().expect("wait") {
+                panic!("vireo up ended with {status}:\n{}", self.log.whole_text());
+            }
+            self.is_ready().then_some(())
+        });
+        assert!(ready.is_some(), "vireo up is not ready within {PATIENCE:?}:\n{}", self.log());
     }
 
     /// What all processes printed so far.
@@ -251,13 +256,30 @@ impl Target {
         status.unwrap_or_else(|| panic!("vireo up does not stop:\n{}", self.log()))
     }
 
+    /// The state of all processes, as `vireo status -o json` tells it.
+    #[track_caller]
+    pub fn status(&self) -> serde_json::Value {
+        let output = self.site.vireo(&["status", "-o", "json"]);
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
+            panic!("status: {error}: {}\n{}", String::from_utf8_lossy(&output.stderr), self.log())
+        })
+    }
+
+    /// Waits until every process says that it is ready.
+    #[track_caller]
+    pub fn await_all_ready(&self) {
+        until("every process is ready", || {
+            self.site.vireo(&["status", "-o", "json"]).status.success()
+        });
+    }
+
     /// Whether `vireo up` itself still runs.
     pub fn is_running(&mut self) -> bool {
         matches!(self.supervisor.try_wait(), Ok(None))
     }
 
     fn is_ready(&self) -> bool {
-        self.log().lines().any(|line| line.to_lowercase().contains("ready"))
+        self.log().lines().any(|line| line.starts_with("ready"))
             && self.endpoint_names().iter().all(|name| self.socket(name).exists())
     }
 
@@ -275,21 +297,19 @@ impl Target {
             .collect()
     }
 
-    /// Processes that were started with our configuration file: id and arguments.
+    /// Processes of Vireo that run in our directory: id and arguments.
     fn processes(&self) -> Vec<(Pid, Vec<String>)> {
-        let file = self.site.file();
-        let file = file.to_string_lossy();
+        let directory = self.site.directory().to_string_lossy().into_owned();
         let entries = fs::read_dir("/proc").expect("/proc");
+        let process = |pid: i32| {
+            let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
+            let arguments: Vec<String> = line.split('\0').map(str::to_owned).collect();
+            let program = Path::new(arguments.first()?).file_name()?.to_str()?.to_owned();
+            let ours = arguments.iter().any(|argument| argument.contains(&directory));
+            (ours && program.starts_with("vireo")).then_some((Pid::from_raw(pid), arguments))
+        };
         entries
-            .filter_map(|entry| {
-                let pid: i32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
-                let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
-                let arguments: Vec<String> = line.split('\0').map(str::to_owned).collect();
-                arguments
-                    .iter()
-                    .any(|argument| argument.contains(&*file))
-                    .then_some((Pid::from_raw(pid), arguments))
-            })
+            .filter_map(|entry| process(entry.ok()?.file_name().to_str()?.parse().ok()?))
             .collect()
     }
 
@@ -308,7 +328,7 @@ impl Drop for Target {
             self.supervisor.kill().ok();
             self.supervisor.wait().ok();
         }
-        // What outlived its supervisor: each was started with the configuration file of this directory.
+        // What outlived its supervisor: each was started with a path in this directory.
         for (pid, _) in self.processes() {
             kill(pid, Signal::SIGKILL).ok();
         }
@@ -316,6 +336,15 @@ impl Drop for Target {
             eprintln!("--- what the target printed ---\n{}---", self.log());
         }
     }
+}
+
+fn up(site: &Site) -> (Child, Log) {
+    let mut command = Command::new(program("vireo"));
+    command.arg("up").arg("--config").arg(site.file());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("spawn vireo up");
+    let log = Log::of(&mut child);
+    (child, log)
 }
 
 fn is_named(arguments: &[String], name: &str) -> bool {

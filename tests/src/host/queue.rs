@@ -29,7 +29,7 @@ pub struct QueuePair {
     /// Where the next completion comes.
     pub head: u32,
     /// Phase tag of a new completion.
-    phase: bool,
+    pub phase: bool,
 }
 
 impl QueuePair {
@@ -38,7 +38,8 @@ impl QueuePair {
     pub fn allocate(memory: &mut HostMemory, qid: QueueId, entries: u32, vector: u16) -> Self {
         let sq = memory.allocate(u64::from(entries) * SQE);
         let cq = memory.allocate(u64::from(entries) * CQE);
-        [sq, cq].map(|queue| memory.fill(queue, 0));
+        memory.fill(sq, 0);
+        memory.fill(cq, 0);
         Self { qid, entries, vector, sq, cq, tail: 0, head: 0, phase: true }
     }
 
