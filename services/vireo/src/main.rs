@@ -5,8 +5,9 @@
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use service::config::Config;
+use service::control::ControlError;
 use service::shutdown::Shutdown;
-use service::start::{EXIT_FAILURE, refuse};
+use service::start::{EXIT_CONFIGURATION, EXIT_FAILURE, refuse};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use vireo::{client, status, up};
@@ -131,8 +132,17 @@ async fn run_up(file: &Path, runtime_dir: Option<&Path>) -> anyhow::Result<ExitC
 
 async fn reload(host: &Host) -> anyhow::Result<ExitCode> {
     let result = match host.socket() {
-        Ok(socket) => client::reload(&socket).await?,
+        Ok(socket) => client::reload(&socket).await,
         Err(code) => return Ok(code),
+    };
+    let result = match result {
+        Ok(result) => result,
+        // The manager's own lines: each names its key. Nothing was changed.
+        Err(ControlError::Refused(failure)) => {
+            eprintln!("{failure}");
+            return Ok(ExitCode::from(EXIT_CONFIGURATION));
+        }
+        Err(error) => return Err(error).context("is vireo up running?"),
     };
     for change in &result.changes {
         println!("{change}");

@@ -255,6 +255,8 @@ fn services_outlive_their_keeper_and_are_adopted_by_the_next() {
 
     let mut third = host.up();
     third.expect("ready: 1 endpoint");
+    // The adopted manager is asked to take over the file; this one does not know how.
+    third.expect("manager: the file is not taken over: refused");
     assert_eq!(third.pid_of("backend b0"), pids[0]);
     assert_ne!(third.pid_of("worker w0"), pids[1], "the dead one was started anew");
     kill(pids[2], Signal::SIGKILL).unwrap();

@@ -17,7 +17,7 @@ use ipc::fd_store::{FdStoreError, NotifySocket, Outcome, Received};
 use ipc::handoff::Connection;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use service::{Service, State};
+use service::{Service, State, WATCHDOG};
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -127,6 +127,8 @@ struct Keeper {
     deaths: (mpsc::Sender<Pid>, mpsc::Receiver<Pid>),
     /// Set once everything was ready: from then on deaths are answered by a start.
     started: bool,
+    /// The manager's socket, if it was adopted: it may serve an older content of the file.
+    stale: Option<PathBuf>,
 }
 
 impl Keeper {
@@ -152,6 +154,7 @@ impl Keeper {
             services: services.collect(),
             deaths: mpsc::channel(DEATHS),
             started: false,
+            stale: None,
         };
         keeper.adopt(config)?;
         Ok(keeper)
@@ -169,6 +172,9 @@ impl Keeper {
             if let Some(service) = found {
                 if service.adopt(&running).is_ok() {
                     say(&format!("{label}: adopted (process {})", running.pid));
+                    if running.kind == Kind::Manager {
+                        self.stale = Some(config.socket(running.kind, &running.name));
+                    }
                 }
             } else if let Ok(pidfd) = ipc::fd_store::watch(Pid::from_raw(running.pid)) {
                 say(&format!("{label}: no longer configured, stopping process {}", running.pid));
@@ -198,6 +204,9 @@ impl Keeper {
             self.wait_ready(kind).await?;
         }
         self.started = true;
+        if let Some(socket) = self.stale.take() {
+            tokio::spawn(reload(socket));
+        }
         let count = self.endpoints.len();
         let plural = if count == 1 { "" } else { "s" };
         say(&format!("ready: {count} endpoint{plural}: {}", self.endpoints.join(", ")));
@@ -229,16 +238,22 @@ impl Keeper {
             State::Waiting { until } => Some(until),
             State::Running(_) | State::Stopped => None,
         });
+        let hangs = self.services.iter().filter_map(Service::hangs_at);
         // Far enough away to never matter.
         let far = Instant::now() + Duration::from_secs(3600);
-        let next = starts.chain(deadline).min().unwrap_or(far);
+        let next = starts.chain(hangs).chain(deadline).min().unwrap_or(far);
         tokio::select! {
             ready = self.notify.readable() => {
                 ready?.clear_ready();
                 self.notified()?;
             }
             Some(pid) = self.deaths.1.recv() => self.died(pid)?,
-            () = tokio::time::sleep_until(next.into()) => self.restart()?,
+            () = tokio::time::sleep_until(next.into()) => {
+                // What is in the socket already counts.
+                self.notified()?;
+                self.kill_hanging();
+                self.restart()?;
+            }
         }
         Ok(())
     }
@@ -280,6 +295,15 @@ impl Keeper {
         self.restart()
     }
 
+    fn kill_hanging(&mut self) {
+        let now = Instant::now();
+        for service in &mut self.services {
+            if service.kill_if_hanging(now) {
+                say(&format!("{}: silent for {} s, killed", service.label(), WATCHDOG.as_secs()));
+            }
+        }
+    }
+
     fn restart(&mut self) -> Result<(), UpError> {
         let now = Instant::now();
         for index in 0..self.services.len() {
@@ -299,7 +323,9 @@ impl Keeper {
         let notify = self.notify.get_ref().path().as_os_str().to_owned();
         // The keeper tells what happens; services tell what goes wrong, unless asked for more.
         let log = std::env::var_os("VIREO_LOG").unwrap_or_else(|| OsString::from("warn"));
-        let variables: [(&str, &OsStr); 3] = [
+        let watchdog = OsString::from(WATCHDOG.as_micros().to_string());
+        let variables: [(&str, &OsStr); 4] = [
+            ("WATCHDOG_USEC", &watchdog),
             ("NOTIFY_SOCKET", &notify),
             ("VIREO__RUNTIME_DIR", self.runtime_dir.as_os_str()),
             ("VIREO_LOG", &log),
@@ -401,7 +427,7 @@ fn hear(service: &mut Service, received: Received) {
     let notification = &received.notification;
     let status = notification.status.clone();
     let ready = notification.ready;
-    let stopping = notification.stopping;
+    let (stopping, lives) = (notification.stopping, notification.watchdog);
     if let Outcome::Full(dropped) = service.keep(received) {
         say(&format!("{label}: its store is full, {dropped} descriptors dropped"));
     }
@@ -410,15 +436,21 @@ fn hear(service: &mut Service, received: Received) {
         service.status.clone_from(status);
     }
     let first = ready && !service.is_ready();
-    if let State::Running(process) = &mut service.state {
-        process.ready |= ready;
-    }
+    service.hear(ready, lives);
     match (first, news) {
         (true, _) if service.status.is_empty() => say(&format!("{label}: ready")),
         (true, _) => say(&format!("{label}: ready: {}", service.status)),
         (false, Some(status)) => say(&format!("{label}: {status}")),
         (false, None) if stopping => say(&format!("{label}: stopping")),
         (false, None) => {}
+    }
+}
+
+/// Has an adopted manager take over what the file says now.
+async fn reload(socket: PathBuf) {
+    match crate::client::reload(&socket).await {
+        Ok(result) => result.changes.iter().for_each(|change| say(change)),
+        Err(error) => say(&format!("manager: the file is not taken over: {}", error.line())),
     }
 }
 

@@ -10,10 +10,12 @@ use service::config::Kind;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Most descriptors kept for one service (FileDescriptorStoreMax of the units).
 const KEPT: usize = 4096;
+/// How long a service that feeds its watchdog may be silent.
+pub const WATCHDOG: Duration = Duration::from_secs(30);
 
 /// What to start, and how it is.
 #[derive(Debug)]
@@ -55,6 +57,8 @@ pub struct Process {
     pub ready: bool,
     pidfd: OwnedFd,
     since: Instant,
+    /// When it last said WATCHDOG=1; absent until it has once.
+    fed: Option<Instant>,
     /// Ours to reap; an adopted one is not.
     child: bool,
 }
@@ -90,6 +94,7 @@ impl Service {
             ready: false,
             pidfd: launched.pidfd,
             since: Instant::now(),
+            fed: None,
             child: true,
         });
         Ok(())
@@ -99,7 +104,8 @@ impl Service {
     pub fn adopt(&mut self, running: &Running) -> Result<(), FdStoreError> {
         let pid = Pid::from_raw(running.pid);
         let pidfd = watch(pid)?;
-        let process = Process { pid, ready: true, pidfd, since: Instant::now(), child: false };
+        let since = Instant::now();
+        let process = Process { pid, ready: true, pidfd, since, fed: None, child: false };
         self.state = State::Running(process);
         Ok(())
     }
@@ -127,6 +133,34 @@ impl Service {
         if let Some(process) = self.process() {
             // It may have died in this moment.
             signal(process.pidfd.as_fd(), number).ok();
+        }
+    }
+
+    /// When it counts as hanging, if it does not say WATCHDOG=1 before. Only a service that has said it once is held to
+    /// it.
+    pub fn hangs_at(&self) -> Option<Instant> {
+        self.process()?.fed.map(|fed| fed + WATCHDOG)
+    }
+
+    /// Kills it if it hangs; true if it did. Its death is told by its pidfd, as any other.
+    pub fn kill_if_hanging(&mut self, now: Instant) -> bool {
+        let hangs = self.hangs_at().is_some_and(|at| at <= now);
+        if hangs {
+            self.signal(Signal::SIGKILL);
+            if let State::Running(process) = &mut self.state {
+                process.fed = None;
+            }
+        }
+        hangs
+    }
+
+    /// It said that it is ready, or that it lives.
+    pub fn hear(&mut self, ready: bool, lives: bool) {
+        if let State::Running(process) = &mut self.state {
+            process.ready |= ready;
+            if lives {
+                process.fed = Some(Instant::now());
+            }
         }
     }
 
@@ -178,5 +212,56 @@ fn describe_exit(code: i32, program: &Path) -> String {
         ipc::fd_store::EXIT_EXEC => format!("cannot run {}", program.display()),
         2 => "exited with status 2: its configuration is wrong".to_owned(),
         code => format!("exited with status {code}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    /// A program that does nothing for a minute, whatever its arguments.
+    fn sleeper(directory: &Path) -> Service {
+        let program = directory.join("vireo-worker");
+        std::fs::write(&program, "#!/bin/sh\nexec sleep 60\n").unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        Service::new(Kind::Worker, "w0", program, PathBuf::from("/dev/null"))
+    }
+
+    fn wait_for_death(service: &mut Service) -> String {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            if let Some((how, _)) = service.reap() {
+                return how;
+            }
+            assert!(Instant::now() < deadline, "it lives on");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    #[test]
+    fn only_a_service_that_fed_its_watchdog_is_killed_for_silence() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut service = sleeper(directory.path());
+        service.start(&[]).unwrap();
+        let later = Instant::now() + 2 * WATCHDOG;
+        assert!(!service.kill_if_hanging(later), "it never fed it");
+        service.hear(true, true);
+        assert!(service.is_ready());
+        assert!(!service.kill_if_hanging(Instant::now()), "just fed");
+        assert!(service.kill_if_hanging(later));
+        assert!(!service.kill_if_hanging(later), "once is enough");
+        assert_eq!(wait_for_death(&mut service), "killed by SIGKILL");
+        assert!(matches!(service.state, State::Waiting { .. }));
+    }
+
+    #[test]
+    fn a_program_that_cannot_be_run_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut service = sleeper(directory.path());
+        let mode = std::fs::Permissions::from_mode(0o644);
+        std::fs::set_permissions(directory.path().join("vireo-worker"), mode).unwrap();
+        service.start(&[]).unwrap();
+        assert!(wait_for_death(&mut service).starts_with("cannot run /"));
     }
 }
