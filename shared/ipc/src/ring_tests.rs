@@ -146,10 +146,7 @@ fn impossible_positions_of_the_peer_are_errors() {
         }
         let _ = producer.publish(memory.view());
         memory.control.head.0.store(found, Ordering::Relaxed);
-        assert_eq!(
-            producer.push(memory.view(), [4]),
-            Err(RingError::Corrupt { found, own: 4 })
-        );
+        assert_eq!(producer.push(memory.view(), [4]), Err(RingError::Corrupt { found, own: 4 }));
     }
 }
 
