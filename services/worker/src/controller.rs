@@ -9,6 +9,7 @@ mod fetch;
 mod run;
 mod signal;
 mod tables;
+mod tally;
 
 use crate::doorbells::Shadow;
 use crate::interrupt::Vectors;
@@ -17,7 +18,7 @@ use crate::notify::Notifier;
 use crate::queue_pair::{Cq, Sq};
 use crate::slots::Slots;
 use bdev::channel::AnyChannel;
-use bdev::request::{Op, Outcome};
+use bdev::request::Outcome;
 use ipc::doorbell::DoorbellPage;
 use ipc::event::EventFd;
 use ipc::guest_memory::{GuestMemory, Region, RegionId};
@@ -31,9 +32,11 @@ use nvme::queue::arbitration::{MAX_BURST, Rotation, burst};
 use nvme::range_list::{BIT_BUCKET, RangeList, ranges_for};
 use nvme_spec::Status;
 use nvme_spec::command::Command;
+use run::Checked;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use tables::Seen;
+use tally::Tally;
 
 /// Largest transfer that is served, whatever the segment says: lists are as long as this needs.
 pub const MAX_TRANSFER: u32 = 4 << 20;
@@ -146,6 +149,8 @@ pub struct Controller {
     slots: Slots,
 
     lists: [RangeList; 2],
+    checked: [Checked; 2],
+    tallied: Tally,
     batch: Vec<Fetched>,
     finished: Vec<Finished>,
     completed: Vec<(u32, Outcome)>,
@@ -194,6 +199,8 @@ impl Controller {
             vectors: Vectors::default(),
             slots: Slots::new(),
             lists,
+            checked: [Checked::NONE; 2],
+            tallied: Tally::default(),
             batch: Vec::with_capacity(MAX_BURST as usize + 1),
             finished: Vec::with_capacity(COMMIT_BATCH),
             completed: Vec::with_capacity(MAX_IN_FLIGHT),
@@ -310,34 +317,5 @@ impl Controller {
     /// Whether the guest rings where only polling sees it.
     pub fn is_mapped(&self) -> bool {
         self.mapped
-    }
-
-    fn count(&self, row: usize, op: Op, bytes: u64, status: Status) {
-        let Some(counters) = self.queues.counters.get(row) else { return };
-        // One writer: a load and a store do.
-        let add = |counter: &std::sync::atomic::AtomicU64, value: u64| {
-            use std::sync::atomic::Ordering::Relaxed;
-            counter.store(counter.load(Relaxed).wrapping_add(value), Relaxed);
-        };
-        if !status.is_success() {
-            add(&counters.errors, 1);
-            if status.sct() == nvme_spec::status::StatusCodeType::MEDIA
-                && status.code() != Status::COMPARE_FAILURE
-            {
-                add(&counters.media_errors, 1);
-            }
-        }
-        match op {
-            Op::Read => {
-                add(&counters.reads, 1);
-                add(&counters.read_bytes, bytes);
-            }
-            Op::Compare | Op::Verify => add(&counters.reads, 1),
-            Op::Write | Op::CompareAndWrite => {
-                add(&counters.writes, 1);
-                add(&counters.written_bytes, bytes);
-            }
-            Op::Flush | Op::WriteZeroes | Op::Deallocate | Op::Copy => add(&counters.others, 1),
-        }
     }
 }

@@ -182,15 +182,16 @@ impl Slots {
     }
 }
 
-/// Logs a command: not in effect before the head that passed it is published.
-#[inline]
-pub fn log(slot: &InFlightSlot, words: &[u64; 8], fetch: u64, command: u32) {
+/// Logs a command: not in effect before the head that passed it is published. The completion queue is part of the later
+/// note, and known already.
+#[inline(always)]
+pub fn log(slot: &InFlightSlot, words: &[u64; 8], fetch: u64, command: u32, cqid: usize) {
     for (to, &word) in slot.sqe.iter().zip(words) {
         to.store(word, Ordering::Relaxed);
     }
     slot.fetch.store(fetch, Ordering::Relaxed);
     slot.command.store(command, Ordering::Relaxed);
-    slot.group.store(0, Ordering::Relaxed);
+    slot.group.store((cqid as u32) << 16, Ordering::Relaxed);
     // Release: whoever reads this state sees the command.
     slot.state.store(SlotState::Logged as u32, Ordering::Release);
 }

@@ -23,6 +23,8 @@ use vireo_worker::reactor::Message;
 pub const BASE: u64 = 0x1_0000_0000;
 /// Bytes of guest memory that each queue pair has: its queues, then its buffers.
 pub const PER_QUEUE: u64 = 4 << 20;
+/// Bytes of guest memory at least, as a machine has: most of it is never touched.
+pub const MEMORY: u64 = 2 << 30;
 /// Where a queue pair's completion queue starts in its part.
 pub const CQ_AT: u64 = 256 << 10;
 /// Where a queue pair's buffers start in its part.
@@ -55,7 +57,7 @@ impl Rig {
     /// A controller with guest memory for `queues` queue pairs, and its worker's side as a message to the reactor. It is
     /// enabled; it has no queue and no namespace.
     pub fn new(id: u128, queues: usize) -> (Self, Controller) {
-        let bytes = PER_QUEUE * queues.max(1) as u64;
+        let bytes = MEMORY.max(PER_QUEUE * queues as u64);
         let fd = memory(bytes);
         let policy = RegionPolicy::default();
         let guest = Region::map(fd.try_clone().expect("descriptor"), bytes, &policy).expect("map");

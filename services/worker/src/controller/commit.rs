@@ -5,10 +5,13 @@
 
 use super::{COMMIT_BATCH, Controller, Finished};
 use crate::doorbells::Doorbells;
-use crate::queue_pair::CQE;
+use crate::queue_pair::{CQE, Cq};
+use ipc::guest_memory::{HostSlice, RegionTable};
 use ipc::layout::MAX_IN_FLIGHT;
-use ipc::layout::queues::{ERROR_RECORDS, FailureReason, SlotState};
-use nvme_spec::{Completion, Nsid, QueueId, Status};
+use ipc::layout::queues::{ERROR_RECORDS, FailureReason, InFlightSlot, SlotState};
+use nvme::queue::completion::Position;
+use nvme_spec::{CommandId, Completion, Nsid, QueueId, Status};
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 impl Controller {
@@ -24,34 +27,24 @@ impl Controller {
     /// Completes what has its outcome.
     #[inline]
     pub(super) fn commit(&mut self) {
-        if self.finished.is_empty() {
-            return;
+        if !self.finished.is_empty()
+            && let Err(reason) = self.commit_finished()
+        {
+            self.fail(reason);
         }
+    }
+
+    fn commit_finished(&mut self) -> Result<(), FailureReason> {
         // Whatever was copied from memory that is gone is not data: nothing is posted then.
         if self.memory.failed() {
-            self.fail(FailureReason::MemoryFault);
-            return;
+            return Err(FailureReason::MemoryFault);
         }
-        let mut posted = 0_u128;
-        for index in 0..self.finished.len() {
-            let finished = self.finished[index];
-            match self.post(finished, &mut posted) {
-                Ok(()) => {}
-                Err(reason) => {
-                    self.fail(reason);
-                    return;
-                }
-            }
-        }
-        let mut left = posted;
-        while left != 0 {
-            let cqid = left.trailing_zeros() as usize;
-            left &= left - 1;
-            if let Some(Some(cq)) = self.cqs.get(cqid) {
-                // Release: whoever sees the tail sees the entries and the notes before it.
-                let tail = &self.queues.completion_queues[cqid].posted;
-                tail.store(cq.position.posted(), Ordering::Release);
-            }
+        self.flush_tally();
+        let mut start = 0;
+        while let Some(&Finished { sqid, .. }) = self.finished.get(start) {
+            let run = self.finished[start..].iter().take_while(|next| next.sqid == sqid).count();
+            self.post_run(usize::from(sqid), start..start + run)?;
+            start += run;
         }
         for finished in &self.finished {
             let slot = &self.queues.slots[usize::from(finished.slot) % MAX_IN_FLIGHT];
@@ -60,60 +53,48 @@ impl Controller {
             self.slots.give(finished.slot);
         }
         self.finished.clear();
+        Ok(())
     }
 
-    /// Notes and writes one completion.
+    /// Posts the completions of one submission queue.
     #[inline]
-    fn post(&mut self, finished: Finished, posted: &mut u128) -> Result<(), FailureReason> {
-        let Finished { slot, sqid, cid, status, dw0 } = finished;
-        let Some(Some(sq)) = self.sqs.get_mut(usize::from(sqid)) else { return Ok(()) };
-        sq.in_flight = sq.in_flight.saturating_sub(1);
-        let cqid = sq.cqid;
+    fn post_run(&mut self, qid: usize, run: Range<usize>) -> Result<(), FailureReason> {
+        let Some(Some(sq)) = self.sqs.get_mut(qid) else { return Ok(()) };
+        sq.in_flight = sq.in_flight.saturating_sub(run.len() as u32);
+        let (cqid, sqhd) = (sq.cqid, sq.position.head() as u16);
         let Some(Some(cq)) = self.cqs.get_mut(cqid) else { return Ok(()) };
         if !cq.memory.is_resolved() {
             cq.memory.resolve(&self.memory).map_err(|_| FailureReason::QueueUnmapped)?;
         }
         let regions = self.memory.regions();
-        if *posted & 1 << cqid == 0 {
-            *posted |= 1 << cqid;
-            if cq.vector.is_some() && !cq.owed {
-                let doorbells = Doorbells::new(&self.page, self.shadow.as_ref(), regions);
-                // A head that cannot be is refused when it is next needed.
-                cq.position.observe(doorbells.head(cqid)).ok();
-                cq.was_empty = cq.position.is_empty();
-                cq.owed = true;
-                self.owed |= 1 << cqid;
+        if cq.vector.is_some() && !cq.owed {
+            let doorbells = Doorbells::new(&self.page, self.shadow.as_ref(), regions);
+            // A head that cannot be is refused when it is next needed.
+            cq.position.observe(doorbells.head(cqid)).ok();
+            cq.was_empty = cq.position.is_empty();
+            cq.owed = true;
+            self.owed |= 1 << cqid;
+        }
+        let whole = cq.memory.contiguous(regions);
+        let finished = self.finished.get(run).unwrap_or_default();
+        for &Finished { slot, cid, status, dw0, .. } in finished {
+            let position = cq.position.post();
+            note(&self.queues.slots[usize::from(slot) % MAX_IN_FLIGHT], position, status, dw0);
+            let entry = Completion::new(QueueId(qid as u16), CommandId(cid), sqhd, status)
+                .with_dw0(dw0)
+                .with_phase(position.phase);
+            let written = match &whole {
+                Some(queue) => write(queue, position.index as usize * CQE as usize, entry),
+                None => write_piece(cq, regions, position.index, entry),
+            };
+            if !written {
+                return Err(FailureReason::QueueUnmapped);
             }
         }
-        let position = cq.position.post();
-        let log = &self.queues.slots[usize::from(slot) % MAX_IN_FLIGHT];
-        let outcome = u64::from(dw0) << 32 | u64::from(status.into_bits());
-        let group = log.group.load(Ordering::Relaxed) & 0xFFFF;
-        log.outcome.store(outcome, Ordering::Relaxed);
-        log.cq_position.store(position.counter, Ordering::Relaxed);
-        log.group.store((cqid as u32) << 16 | group, Ordering::Relaxed);
-        // Release: whoever sees the state sees the note.
-        log.state.store(SlotState::Noted as u32, Ordering::Release);
-
-        let sqhd = sq.position.head() as u16;
-        let entry = Completion::new(QueueId(sqid), nvme_spec::CommandId(cid), sqhd, status)
-            .with_dw0(dw0)
-            .with_phase(position.phase);
-        let [low, high] = entry.into_halves();
-        let written = match cq.memory.contiguous(regions) {
-            Some(queue) => {
-                let at = position.index as usize * CQE as usize;
-                // Release: pairs with the guest, which reads the phase first: the rest of the entry, the data and the
-                // note are there before it.
-                queue.store_u64(at, low, Ordering::Relaxed)
-                    && queue.store_u64(at + 8, high, Ordering::Release)
-            }
-            None => cq.memory.entry(regions, position.index, CQE).is_some_and(|queue| {
-                queue.store_u64(0, low, Ordering::Relaxed)
-                    && queue.store_u64(8, high, Ordering::Release)
-            }),
-        };
-        if written { Ok(()) } else { Err(FailureReason::QueueUnmapped) }
+        // Release: whoever sees the tail sees the entries and the notes before it.
+        let tail = &self.queues.completion_queues[cqid].posted;
+        tail.store(cq.position.posted(), Ordering::Release);
+        Ok(())
     }
 
     /// Writes an error down for the Error Information log page.
@@ -131,4 +112,26 @@ impl Controller {
         let counter = &self.queues.acknowledged.error_count;
         counter.store(count.wrapping_add(1), Ordering::Release);
     }
+}
+
+/// Notes outcome and position; the completion queue and the group are in the slot since it was logged.
+#[inline(always)]
+fn note(slot: &InFlightSlot, position: Position, status: Status, dw0: u32) {
+    let outcome = u64::from(dw0) << 32 | u64::from(status.into_bits());
+    slot.outcome.store(outcome, Ordering::Relaxed);
+    slot.cq_position.store(position.counter, Ordering::Relaxed);
+    // Release: whoever sees the state sees the note.
+    slot.state.store(SlotState::Noted as u32, Ordering::Release);
+}
+
+/// Writes an entry: the half with the phase last, with Release, so that the guest, which reads the phase first, finds
+/// the rest of the entry and the data there.
+#[inline(always)]
+fn write(queue: &HostSlice<'_>, at: usize, entry: Completion) -> bool {
+    queue.store_words(at, entry.into_halves())
+}
+
+#[cold]
+fn write_piece(cq: &Cq, regions: &RegionTable, index: u32, entry: Completion) -> bool {
+    cq.memory.entry(regions, index, CQE).is_some_and(|piece| write(&piece, 0, entry))
 }

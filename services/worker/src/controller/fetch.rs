@@ -5,8 +5,9 @@
 
 use super::{Controller, Fetched};
 use crate::doorbells::Doorbells;
-use crate::queue_pair::{SQE, State};
+use crate::queue_pair::{SQE, Sq, State};
 use crate::slots;
+use ipc::guest_memory::RegionTable;
 use ipc::layout::MAX_IN_FLIGHT;
 use ipc::layout::queues::FailureReason;
 use nvme::queue::InvalidDoorbell;
@@ -54,9 +55,9 @@ impl Controller {
             return 0;
         }
         match self.fetch(qid, tail) {
-            Ok(0) => 0,
-            Ok(fetched) => {
-                self.run_batch(qid, now);
+            Ok((0, _)) => 0,
+            Ok((fetched, fuses)) => {
+                self.run_batch(qid, fuses, now);
                 fetched
             }
             Err(reason) => {
@@ -66,33 +67,33 @@ impl Controller {
         }
     }
 
-    /// Copies the next commands into the log and publishes the head.
-    fn fetch(&mut self, qid: usize, tail: u32) -> Result<usize, FailureReason> {
-        let Some(Some(sq)) = self.sqs.get_mut(qid) else { return Ok(0) };
+    /// Copies the next commands into the log and publishes the head. Returns their number and all their FUSE bits.
+    fn fetch(&mut self, qid: usize, tail: u32) -> Result<(usize, u8), FailureReason> {
+        let Some(Some(sq)) = self.sqs.get_mut(qid) else { return Ok((0, 0)) };
         let available = match sq.position.available(tail) {
             Ok(available) => available,
             Err(invalid) => {
                 self.refuse_tail(qid, invalid);
-                return Ok(0);
+                return Ok((0, 0));
             }
         };
         let cqid = sq.cqid;
-        let Some(Some(cq)) = self.cqs.get_mut(cqid) else { return Ok(0) };
+        let Some(Some(cq)) = self.cqs.get_mut(cqid) else { return Ok((0, 0)) };
         let mut wanted = available.min(self.burst);
         if cq.position.room() < wanted {
             let doorbells = Doorbells::new(&self.page, self.shadow.as_ref(), self.memory.regions());
             if !cq.valid {
-                return Ok(0);
+                return Ok((0, 0));
             }
             if let Err(invalid) = cq.position.observe(doorbells.head(cqid)) {
                 self.refuse_head(cqid, invalid);
-                return Ok(0);
+                return Ok((0, 0));
             }
             wanted = wanted.min(cq.position.room());
         }
         let wanted = wanted.min(self.slots.free_count() as u32);
         if wanted == 0 {
-            return Ok(0);
+            return Ok((0, 0));
         }
         if !sq.memory.is_resolved() {
             sq.memory.resolve(&self.memory).map_err(|_| FailureReason::QueueUnmapped)?;
@@ -103,18 +104,18 @@ impl Controller {
         }
         let fetched = self.batch.len();
         if fetched == 0 {
-            return Ok(0);
+            return Ok((0, 0));
         }
         let (Some(Some(sq)), Some(Some(cq))) = (self.sqs.get_mut(qid), self.cqs.get_mut(cqid))
         else {
-            return Ok(0);
+            return Ok((0, 0));
         };
         cq.position.reserve(fetched as u32);
         sq.in_flight += fetched as u32;
         sq.position.advance(fetched as u32);
         // Release: whoever sees the head sees the slots before it. A slot at or past it is void.
         self.queues.submission_queues[qid].fetched.store(sq.position.fetched(), Ordering::Release);
-        Ok(fetched)
+        Ok((fetched, fuses))
     }
 
     /// Copies `count` entries from the head on into slots and into the batch. Returns all their FUSE bits.
@@ -130,17 +131,16 @@ impl Controller {
             let index = sq.position.index(ahead);
             let words = match &whole {
                 Some(queue) => queue.load_words::<8>(index as usize * SQE as usize),
-                None => sq.memory.entry(regions, index, SQE).and_then(|entry| entry.load_words(0)),
+                None => entry_of_piece(sq, regions, index),
             };
-            let Some(words) = words else {
+            let (Some(words), Some(slot)) = (words, self.slots.take()) else {
                 self.batch.iter().for_each(|fetched| self.slots.give(fetched.slot));
                 return Err(FailureReason::QueueUnmapped);
             };
-            let Some(slot) = self.slots.take() else { break };
             let command = Command::from_words(words);
             let name = (qid as u32) << 16 | u32::from(command.cid().0);
             let log = &self.queues.slots[usize::from(slot) % MAX_IN_FLIGHT];
-            slots::log(log, &words, first + u64::from(ahead), name);
+            slots::log(log, &words, first + u64::from(ahead), name, sq.cqid);
             fuses |= command.fuse().0;
             self.batch.push(Fetched { slot, command });
         }
@@ -193,4 +193,9 @@ impl Controller {
         position.invalid_doorbell.store(invalid.0.saturating_add(1), Ordering::Release);
         self.kick = true;
     }
+}
+
+#[cold]
+fn entry_of_piece(sq: &Sq, regions: &RegionTable, index: u32) -> Option<[u64; 8]> {
+    sq.memory.entry(regions, index, SQE)?.load_words(0)
 }

@@ -5,11 +5,14 @@
 //! that was checked is kept.
 
 use super::{Controller, Fetched, Request};
+use crate::namespaces::{Entry, Namespaces};
 use crate::slots::{Flight, Kind, logged};
 use bdev::channel::{Channel, Submitted};
 use bdev::request::{ErrorKind, Op, Outcome};
+use ipc::guest_memory::GuestMemory;
 use ipc::layout::MAX_IN_FLIGHT;
 use nvme::nvm::{self, Io, Ranges, Step, Work};
+use nvme::range_list::RangeList;
 use nvme_spec::Status;
 use nvme_spec::command::{Command, Fuse};
 use std::sync::atomic::Ordering;
@@ -23,101 +26,136 @@ const RETRIES: usize = 32;
 const STEP_BUDGET: usize = 8;
 
 /// A command that was checked.
-struct Parsed {
+#[derive(Clone, Copy)]
+pub(super) struct Checked {
     row: usize,
     work: Result<Work, Status>,
+}
+
+impl Checked {
+    /// Nothing.
+    pub(super) const NONE: Self = Self { row: 0, work: Ok(Work::Nothing) };
+}
+
+/// Checks a command; its memory goes to `list`.
+#[inline(always)]
+fn check(
+    command: &Command,
+    namespaces: &Namespaces,
+    settings: &nvm::Settings,
+    memory: &GuestMemory,
+    list: &mut RangeList,
+) -> Checked {
+    let row = (command.nsid.0 as usize).wrapping_sub(1);
+    let work = match namespaces.get(row).and_then(|entry| entry.view.as_ref()) {
+        Some(view) => nvm::parse(command, view, settings, memory, list),
+        None => Err(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr()),
+    };
+    Checked { row, work }
 }
 
 impl Controller {
     /// Runs the commands that were just fetched from a queue.
     #[inline]
-    pub(super) fn run_batch(&mut self, qid: usize, now: u64) {
-        let count = self.batch.len();
-        if self.batch.iter().any(|fetched| fetched.command.fuse() != Fuse::NORMAL) {
+    pub(super) fn run_batch(&mut self, qid: usize, fuses: u8, now: u64) {
+        if fuses != Fuse::NORMAL.0 {
             return self.run_fused_batch(qid, now);
         }
-        let mut next = self.parse_fetched(0);
+        let count = self.batch.len();
+        self.check_ahead(0);
         for index in 0..count {
-            let parsed = next;
-            next = if index + 1 < count {
-                let following = self.parse_fetched(index + 1);
-                self.prefetch(&following, index + 1);
-                following
-            } else {
-                Parsed { row: 0, work: Ok(Work::Nothing) }
-            };
-            let Some(&Fetched { slot, command }) = self.batch.get(index) else { return };
-            self.start(qid as u16, slot, &command, parsed, index & 1, now);
+            self.check_ahead(index + 1);
+            let Some(Fetched { slot, command }) = self.batch.get(index) else { return };
+            let (slot, cid) = (*slot, command.cid().0);
+            let Checked { row, work } = self.checked[index % 2];
+            self.start(qid as u16, slot, cid, row, work, index, now);
             if self.failure.is_some() {
-                return;
+                return self.abandon(index + 1);
             }
         }
     }
 
-    #[inline]
-    fn parse_fetched(&mut self, index: usize) -> Parsed {
-        match self.batch.get(index) {
-            Some(&Fetched { ref command, .. }) => {
-                let command = *command;
-                self.parse(&command, index & 1)
-            }
-            None => Parsed { row: 0, work: Ok(Work::Nothing) },
-        }
-    }
-
-    /// Checks a command; its memory goes to the list `list`.
-    #[inline]
-    fn parse(&mut self, command: &Command, list: usize) -> Parsed {
-        let row = nvm::namespace_index(command.nsid).unwrap_or(usize::MAX);
-        let view = self.namespaces.get(row).and_then(|entry| entry.view.as_ref());
-        let work = match view {
-            Some(view) => {
-                nvm::parse(command, view, &self.settings, &self.memory, &mut self.lists[list & 1])
-            }
-            None => Err(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr()),
-        };
-        Parsed { row, work }
-    }
-
-    #[inline]
-    fn prefetch(&self, parsed: &Parsed, index: usize) {
-        if let Ok(Work::Io(io)) = &parsed.work
-            && let Some(entry) = self.namespaces.get(parsed.row)
+    /// Checks a command of the batch, if there is one, and starts to load what it will copy.
+    #[inline(always)]
+    fn check_ahead(&mut self, index: usize) {
+        let Some(Fetched { command, .. }) = self.batch.get(index) else { return };
+        let list = &mut self.lists[index % 2];
+        let checked = check(command, &self.namespaces, &self.settings, &self.memory, list);
+        if let Ok(Work::Io(io)) = &checked.work
+            && index > 0
+            && let Some(entry) = self.namespaces.get(checked.row)
             && let Some(channel) = &entry.channel
         {
-            let ranges = self.lists[index & 1].ranges();
-            channel.prefetch(&io.request(ranges, 0, 0), self.memory.regions());
+            channel.prefetch(&io.request(list.ranges(), 0, 0), self.memory.regions());
         }
+        self.checked[index % 2] = checked;
+    }
+
+    /// Gives back the slots of a batch from `index` on: the controller was given up meanwhile.
+    #[cold]
+    fn abandon(&mut self, index: usize) {
+        for place in index..self.batch.len() {
+            if let Some(&Fetched { slot, .. }) = self.batch.get(place) {
+                self.free_log(slot);
+                self.slots.give(slot);
+            }
+        }
+    }
+
+    /// Checks a command that waited or may be fused; its memory goes to the first list.
+    fn check_again(&mut self, command: &Command) -> Checked {
+        let list = &mut self.lists[0];
+        check(command, &self.namespaces, &self.settings, &self.memory, list)
     }
 
     /// Brings a checked command on its way.
-    #[inline]
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments, reason = "a command's parts, kept in registers")]
     fn start(
         &mut self,
         sqid: u16,
         slot: u16,
-        command: &Command,
-        parsed: Parsed,
+        cid: u16,
+        row: usize,
+        work: Result<Work, Status>,
         list: usize,
         now: u64,
     ) {
-        let Parsed { row, work } = parsed;
-        let cid = command.cid().0;
+        match work {
+            Ok(Work::Io(io)) => self.submit(sqid, slot, cid, row, &io, list, now),
+            other => self.start_other(sqid, slot, cid, row, other, list, now),
+        }
+    }
+
+    #[cold]
+    #[allow(clippy::too_many_arguments, reason = "a command's parts")]
+    fn start_other(
+        &mut self,
+        sqid: u16,
+        slot: u16,
+        cid: u16,
+        row: usize,
+        work: Result<Work, Status>,
+        list: usize,
+        now: u64,
+    ) {
         match work {
             Ok(Work::Io(io)) => self.submit(sqid, slot, cid, row, &io, list, now),
             Ok(Work::Nothing) => self.finish(slot, sqid, cid, Status::SUCCESS, 0),
             Ok(Work::Steps(ranges)) => self.begin_steps(sqid, slot, cid, row, ranges, list, now),
-            Err(_) if nvm::is_flush_of_all(command) => self.flush_all(sqid, slot, cid, now),
+            Err(_) if nvm::is_flush_of_all(&self.command_of(slot)) => {
+                self.flush_all(sqid, slot, cid, now);
+            }
             // The DMA table was just being changed.
             Err(Status::COMMAND_INTERRUPTED) => {
                 self.wait(slot, Flight::new(sqid, cid, row as u16, Kind::Single), now);
             }
-            Err(status) => self.refuse(sqid, slot, command, status),
+            Err(status) => self.refuse(sqid, slot, &self.command_of(slot), status),
         }
     }
 
     /// Submits the one request of a command.
-    #[inline]
+    #[inline(always)]
     #[allow(clippy::too_many_arguments, reason = "a command's parts, kept in registers")]
     fn submit(
         &mut self,
@@ -129,20 +167,36 @@ impl Controller {
         list: usize,
         now: u64,
     ) {
-        let list = &self.lists[list & 1];
-        let channel = self.namespaces.get_mut(row).and_then(|entry| match entry.retiring {
-            false => entry.channel.as_mut().map(|channel| (channel, &mut entry.unpublished)),
-            true => None,
-        });
-        let submitted = match channel {
-            Some((channel, unpublished)) => {
-                let request = io.request(list.ranges(), u32::from(slot), 0);
-                let submitted = channel.submit(&request, self.memory.regions(), now);
-                *unpublished |= submitted == Submitted::Pending;
-                submitted
+        let submitted = match self.namespaces.get_mut(row) {
+            Some(Entry { channel: Some(channel), retiring: false, .. }) => {
+                let ranges = self.lists[list % 2].ranges();
+                let request = io.request(ranges, u32::from(slot), 0);
+                channel.submit(&request, self.memory.regions(), now)
             }
-            None => Submitted::Full,
+            _ => Submitted::Full,
         };
+        if submitted == Submitted::Done(Ok(())) {
+            self.tally(row, io.op, io.length);
+            self.finish(slot, sqid, cid, Status::SUCCESS, 0);
+        } else {
+            self.submitted(sqid, slot, cid, row, io, list, submitted, now);
+        }
+    }
+
+    /// What is not done at once, or not well.
+    #[inline(never)]
+    #[allow(clippy::too_many_arguments, reason = "a command's parts")]
+    fn submitted(
+        &mut self,
+        sqid: u16,
+        slot: u16,
+        cid: u16,
+        row: usize,
+        io: &Io,
+        list: usize,
+        submitted: Submitted,
+        now: u64,
+    ) {
         match submitted {
             Submitted::Done(Err(ErrorKind::Gone)) => {
                 self.lose_channel(row);
@@ -159,10 +213,13 @@ impl Controller {
             }
             Submitted::Pending => {
                 let mut flight = Flight::new(sqid, cid, row as u16, Kind::Single);
-                flight.touch(list.guest_ranges());
+                flight.touch(self.lists[list % 2].guest_ranges());
                 (flight.op, flight.bytes) = (io.op, io.length as u32);
                 *self.slots.flight_mut(slot) = flight;
                 self.slots.submit(slot);
+                if let Some(entry) = self.namespaces.get_mut(row) {
+                    entry.unpublished = true;
+                }
             }
             Submitted::Full => {
                 self.wait(slot, Flight::new(sqid, cid, row as u16, Kind::Single), now);
@@ -224,8 +281,8 @@ impl Controller {
             Kind::Steps(_) => self.run_steps(slot, now),
             Kind::Fused(second) => self.start_fused(sqid, [slot, second], now),
             Kind::Single => {
-                let parsed = self.parse(&command, 0);
-                self.start(sqid, slot, &command, parsed, 0, now);
+                let Checked { row, work } = self.check_again(&command);
+                self.start_other(sqid, slot, cid, row, work, 0, now);
             }
             Kind::Orphan => self.slots.give(slot),
         }
@@ -340,7 +397,7 @@ impl Controller {
         let (Some(steps), Some(view)) = (self.steps.get_mut(usize::from(entry)), view) else {
             return self.wait(slot, single, now);
         };
-        let list = &self.lists[list & 1];
+        let list = &self.lists[list % 2];
         if let Err(status) = steps.load(ranges, row, &view, &self.memory, list) {
             self.free_steps.push(entry);
             let command = self.command_of(slot);
@@ -445,8 +502,8 @@ impl Controller {
             let second = self.batch.get(index).copied();
             match command.fuse() {
                 Fuse::NORMAL => {
-                    let parsed = self.parse(&command, 0);
-                    self.start(sqid, slot, &command, parsed, 0, now);
+                    let Checked { row, work } = self.check_again(&command);
+                    self.start_other(sqid, slot, command.cid().0, row, work, 0, now);
                 }
                 Fuse::FIRST => match second.filter(|s| s.command.fuse() == Fuse::SECOND) {
                     Some(second) => {
@@ -460,7 +517,7 @@ impl Controller {
                 _ => self.refuse(sqid, slot, &command, Status::INVALID_FIELD.with_dnr()),
             }
             if self.failure.is_some() {
-                return;
+                return self.abandon(index);
             }
         }
     }
@@ -470,7 +527,8 @@ impl Controller {
     fn group(&self, first: u16, second: u16) {
         for slot in [first, second] {
             let log = &self.queues.slots[usize::from(slot) % MAX_IN_FLIGHT];
-            log.group.store(u32::from(first) + 1, Ordering::Relaxed);
+            let completion_queue = log.group.load(Ordering::Relaxed) & !0xFFFF;
+            log.group.store(completion_queue | (u32::from(first) + 1), Ordering::Relaxed);
             log.compare_passed.store(0, Ordering::Relaxed);
         }
     }
