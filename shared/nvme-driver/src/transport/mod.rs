@@ -9,7 +9,7 @@ use std::sync::Arc;
 use ipc::event::EventFd;
 use ipc::guest_memory::Region;
 
-use crate::doorbell::Doorbell;
+pub use crate::doorbell::Doorbell;
 
 /// Why a transport failed.
 #[derive(Debug, thiserror::Error)]
