@@ -181,7 +181,7 @@ impl QueuePair {
         self.starved = false;
         self.budget = 0;
         self.cold.failing = Some(failing);
-        if ended.is_none() {
+        if ended.is_none() || !self.is_busy() {
             self.cold.failing = None;
             self.cold.waiting.clear();
             self.in_flight = 0;
