@@ -14,7 +14,7 @@ use nvme_spec::command::Command;
 use nvme_spec::command::admin::{
     CreateCqDword11, CreateQueueDword10, CreateSqDword11, CreateSqDword12, DeleteQueueDword10,
 };
-use nvme_spec::{CommandId, QueueId, Status};
+use nvme_spec::{QueueId, Status};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Entry sizes of the NVM command set, as powers of two (SQES, CQES).
@@ -31,6 +31,18 @@ impl Controller {
         command: &Command,
         cx: &mut Context<'_>,
     ) -> Result<Outcome, Status> {
+        let step = self.place_cq(command, cx)?;
+        self.work.push(Work { cid: Some(command.cid()), step });
+        Ok(Outcome::Pending)
+    }
+
+    /// Checks the command and puts the queue on the worker that has the fewest; while none serves the controller (it
+    /// was told just now, or died and is started again) the command waits for one.
+    pub(crate) fn place_cq(
+        &mut self,
+        command: &Command,
+        cx: &mut Context<'_>,
+    ) -> Result<Step, Status> {
         let cdw10 = CreateQueueDword10::from_bits(command.cdw10);
         let cdw11 = CreateCqDword11::from_bits(command.cdw11);
         let qid = self.free_qid(cdw10.qid(), |row| &row.state, &self.segment.completion_queues)?;
@@ -45,7 +57,7 @@ impl Controller {
             return Err(Status::INVALID_INTERRUPT_VECTOR.with_dnr());
         }
         let base = self.queue_base(command)?;
-        let worker = self.least_loaded(cx).ok_or(Status::INTERNAL_ERROR)?;
+        let Some(worker) = self.least_loaded(cx) else { return Ok(Step::PlacingCq(*command)) };
         let Some(row) = self.segment.completion_queues.get(usize::from(qid.0)) else {
             return Err(INVALID_QUEUE_ID);
         };
@@ -58,7 +70,7 @@ impl Controller {
         row.base.store(base, Ordering::Relaxed);
         // Release: pairs with the worker's Acquire; it sees the row.
         row.state.store(QueueState::Active as u32, Ordering::Release);
-        Ok(self.settle(command.cid(), worker, cx))
+        Ok(self.settling(worker, cx))
     }
 
     pub(crate) fn create_sq(
@@ -94,7 +106,9 @@ impl Controller {
         row.base.store(base, Ordering::Relaxed);
         // Release: pairs with the worker's Acquire; it sees the row.
         row.state.store(QueueState::Active as u32, Ordering::Release);
-        Ok(self.settle(command.cid(), worker as usize, cx))
+        let step = self.settling(worker as usize, cx);
+        self.work.push(Work { cid: Some(command.cid()), step });
+        Ok(Outcome::Pending)
     }
 
     pub(crate) fn delete_sq(
@@ -193,12 +207,10 @@ impl Controller {
         attached.map(|(index, _)| index).min_by_key(|&index| load(index))
     }
 
-    /// Completes the command when the worker has taken the queue over.
-    fn settle(&mut self, cid: CommandId, worker: usize, cx: &mut Context<'_>) -> Outcome {
+    /// The command is complete when the worker has taken the queue over.
+    fn settling(&mut self, worker: usize, cx: &mut Context<'_>) -> Step {
         let version = self.publish(cx);
-        let step = Step::Settling { worker: Some(worker), version, outcome: Ok(0) };
-        self.work.push(Work { cid: Some(cid), step });
-        Outcome::Pending
+        Step::Settling { worker: Some(worker), version, outcome: Ok(0) }
     }
 }
 

@@ -4,6 +4,7 @@ use crate::controller::Controller;
 use crate::controller::effect::{Context, Effect, Request, Ticket, WorkerSeat};
 use crate::namespace::Protection;
 use ipc::layout::controller::QueueState;
+use nvme_spec::command::Command;
 use nvme_spec::{CommandId, Nsid, QueueId, Status};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -31,6 +32,8 @@ pub(crate) enum Step {
         /// The command's outcome.
         outcome: Result<u32, Status>,
     },
+    /// A worker to serve the controller, so that the completion queue of this command can be created.
+    PlacingCq(Command),
     /// The worker to have nothing of a submission queue in flight.
     DeletingSq {
         /// The queue.
@@ -227,6 +230,11 @@ impl Controller {
                     Progress::Waits(step)
                 }
             }
+            Step::PlacingCq(ref command) => match self.place_cq(command, cx) {
+                Ok(Step::PlacingCq(_)) => Progress::Waits(step),
+                Ok(next) => Progress::Next(next),
+                Err(status) => Progress::Over(Err(status)),
+            },
             Step::DeletingSq { qid, worker, version } => {
                 if !self.settled(Some(worker), version, cx) {
                     return Progress::Waits(step);

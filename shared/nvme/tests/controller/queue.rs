@@ -194,10 +194,34 @@ fn a_queue_made_again_is_another_generation() {
 }
 
 #[test]
-fn without_a_worker_there_is_no_queue() {
+fn a_queue_waits_for_a_worker_that_serves_the_controller() {
     let mut host = Host::enabled();
     host.workers.iter_mut().for_each(|seat| seat.attached = false);
-    assert_eq!(host.status(create_cq(1)), Status::INTERNAL_ERROR);
+    host.submit(create_cq(1));
+    host.process();
+    host.acknowledge();
+    assert!(host.completion().is_none(), "no worker is there");
+    // The same queue once more: whichever comes first takes the place.
+    host.submit(create_cq(1));
+    host.process();
+    host.workers.iter_mut().for_each(|seat| seat.attached = true);
+    host.call(|controller, cx| controller.poll(cx));
+    host.acknowledge();
+    let statuses = [host.completion().unwrap().status(), host.completion().unwrap().status()];
+    assert_eq!(statuses.iter().filter(|status| status.is_success()).count(), 1, "{statuses:?}");
+    assert!(
+        statuses.iter().any(|status| status.code() == Status::INVALID_QUEUE_ID),
+        "{statuses:?}"
+    );
+    // A reset ends the wait.
+    host.workers.iter_mut().for_each(|seat| seat.attached = false);
+    host.submit(create_cq(2));
+    host.process();
+    host.enable();
+    host.workers.iter_mut().for_each(|seat| seat.attached = true);
+    host.call(|controller, cx| controller.poll(cx));
+    host.acknowledge();
+    assert!(host.completion().is_none(), "a command of before the reset");
 }
 
 #[test]
