@@ -231,11 +231,13 @@ impl Controller {
         if !self.namespaces.open().is_empty() {
             work += self.poll_channels(now);
         }
-        if self.state == ControllerState::Enabled && self.failure.is_none() {
+        if self.failure.is_none() {
             if !self.waiting.is_empty() {
                 work += self.retry(now);
             }
-            work += self.scan(now);
+            if self.state == ControllerState::Enabled {
+                work += self.scan(now);
+            }
         }
         self.commit();
         if work > 0 {

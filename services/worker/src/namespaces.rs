@@ -183,13 +183,6 @@ impl Namespaces {
         }
         std::mem::replace(&mut entry.channel, next)
     }
-
-    /// Requests that channels have yet to report.
-    pub fn outstanding(&self) -> usize {
-        let channels =
-            self.open.iter().filter_map(|&row| self.entries[usize::from(row)].channel.as_ref());
-        channels.map(|channel| channel.outstanding()).sum()
-    }
 }
 
 /// The backend is dead: what its ring has outstanding ends.

@@ -4,7 +4,7 @@
 //! the batch; only then is the first command looked at.
 
 use super::{Controller, Fetched};
-use crate::doorbells::Doorbells;
+use crate::doorbells::{Doorbells, Shadow, store_event_index};
 use crate::queue_pair::{SQE, Sq, State};
 use crate::slots;
 use ipc::guest_memory::RegionTable;
@@ -113,6 +113,9 @@ impl Controller {
         cq.position.reserve(fetched as u32);
         sq.in_flight += fetched as u32;
         sq.position.advance(fetched as u32);
+        if let Some(shadow) = &self.shadow {
+            move_event_index(shadow, self.memory.regions(), qid, sq);
+        }
         // Release: whoever sees the head sees the slots before it. A slot at or past it is void.
         self.queues.submission_queues[qid].fetched.store(sq.position.fetched(), Ordering::Release);
         Ok((fetched, fuses))
@@ -198,4 +201,15 @@ impl Controller {
 #[cold]
 fn entry_of_piece(sq: &Sq, regions: &RegionTable, index: u32) -> Option<[u64; 8]> {
     sq.memory.entry(regions, index, SQE)?.load_words(0)
+}
+
+/// Keeps the event index of a queue that is being polled behind its head, so that the guest does not ring for nothing
+/// each time its tail passes it.
+fn move_event_index(shadow: &Shadow, regions: &RegionTable, qid: usize, sq: &mut Sq) {
+    let (fetched, entries) = (sq.position.fetched(), sq.position.entries());
+    if fetched - sq.event_index_at >= u64::from(entries / 2) {
+        sq.event_index_at = fetched;
+        let behind = sq.position.head().checked_sub(1).unwrap_or(entries - 1);
+        store_event_index(shadow, regions, 2 * qid, behind);
+    }
 }

@@ -446,6 +446,10 @@ impl Controller {
                 Some(view) if view.formatting => {
                     return self.finish_steps(slot, Status::FORMAT_IN_PROGRESS);
                 }
+                Some(view) if view.write_protected && io.op.writes() => {
+                    let status = Status::NAMESPACE_WRITE_PROTECTED.with_dnr();
+                    return self.finish_steps(slot, status);
+                }
                 Some(_) => {}
             }
             flight.namespace = namespace as u16;

@@ -60,6 +60,7 @@ impl Controller {
         if reset != self.seen.reset_generation || !self.seen.started {
             self.seen.reset_generation = reset;
             self.drop_queues();
+            self.recover();
         }
         let dma_version = self.layout.signals.dma_version.load(Ordering::Acquire);
         if dma_version != self.seen.dma_version || !self.seen.started {
@@ -83,7 +84,7 @@ impl Controller {
         let orphans = self.slots.submitted().iter();
         let old = orphans.filter(|&&slot| self.slots.flight(slot).kind == Kind::Orphan).count();
         // A shutdown is complete when no block device has anything of this controller any more.
-        let stopped = self.state != ControllerState::Stopped || idle;
+        let stopped = self.state != ControllerState::Stopped || (idle && self.waiting.is_empty());
         let drained = self.remove_drained_queues() && self.namespaces_drained() && stopped;
         self.close_finished_channels();
         let unmapped = self.slots.submitted().iter().map(|&slot| self.slots.flight(slot));
@@ -147,6 +148,17 @@ impl Controller {
         self.drop_queues();
         self.seen.pending = true;
         self.kick = true;
+    }
+
+    /// After a reset: a controller that was given up works again, unless its memory is still the one that faulted.
+    fn recover(&mut self) {
+        if self.failure.is_none_or(|reason| reason == FailureReason::None) || self.memory.failed() {
+            return;
+        }
+        self.failure = None;
+        let failure = &self.queues.acknowledged.failure;
+        // Release: nothing of what failed happens after this.
+        failure.store(FailureReason::None as u32, Ordering::Release);
     }
 
     /// Frees what a command has besides its slot.
@@ -347,7 +359,14 @@ impl Controller {
     }
 
     fn namespaces_drained(&self) -> bool {
-        self.namespaces.open().iter().all(|&row| !self.namespaces.is_draining(usize::from(row)))
+        let protected = self.slots.submitted().iter().any(|&slot| {
+            let flight = self.slots.flight(slot);
+            let view = self.namespaces.get(usize::from(flight.namespace));
+            flight.op.writes()
+                && view.and_then(|entry| entry.view).is_some_and(|v| v.write_protected)
+        });
+        !protected
+            && self.namespaces.open().iter().all(|&row| !self.namespaces.is_draining(row.into()))
     }
 
     /// Takes out channels that are of no more use and have nothing outstanding.
@@ -426,7 +445,9 @@ impl Controller {
             for (qid, sq) in self.sqs.iter().enumerate() {
                 let Some(sq) = sq else { continue };
                 store_event_index(shadow, regions, 2 * qid, sq.position.head());
-                if let Some(Some(cq)) = self.cqs.get(sq.cqid) {
+                if let Some(Some(cq)) = self.cqs.get(sq.cqid)
+                    && cq.position.room() == 0
+                {
                     store_event_index(shadow, regions, 2 * sq.cqid + 1, cq.position.head());
                 }
             }
