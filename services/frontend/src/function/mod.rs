@@ -293,14 +293,15 @@ impl Function {
 
     /// A worker serves the controller now, and has taken over [`Wanted`] up to `number`; or it does no longer. A worker
     /// that goes while it has queues fails the controller: its host resets it, and gets queues on the others or on
-    /// the worker's successor.
+    /// the worker's successor. It gets queues only once it has all memory that the client has mapped, since the first
+    /// command comes right behind them.
     pub fn worker_changed(&mut self, index: usize, handed: Option<u64>) {
         let (Some(seat), Some(number)) = (self.seats.get_mut(index), self.handed.get_mut(index))
         else {
             return;
         };
         let lost = seat.attached && handed.is_none();
-        seat.attached = handed.is_some();
+        seat.attached = handed.is_some_and(|handed| seat.attached || handed >= self.wanted.number);
         *number = handed.unwrap_or(0);
         if lost && self.has_queues_on(index) {
             tracing::error!(endpoint = self.name, worker = index, "worker of the controller died");
