@@ -31,6 +31,7 @@ impl Shadow {
     }
 
     /// Finds the memory, if that has not happened. False if it is not there.
+    #[inline]
     pub fn resolve(&mut self, memory: &GuestMemory) -> bool {
         if self.resolved.is_none() {
             let find = |iova| {

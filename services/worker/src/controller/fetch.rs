@@ -19,6 +19,10 @@ impl Controller {
     #[inline]
     pub(super) fn scan(&mut self, now: u64) -> usize {
         let mut work = 0;
+        if let Some(shadow) = &mut self.shadow {
+            // Its memory may come later than its address, or be unmapped and come back; until then the page counts.
+            shadow.resolve(&self.memory);
+        }
         for turn in 0..self.rotation.hot_count() {
             let qid = self.rotation.hot(turn);
             let served = self.serve(qid, now);

@@ -214,10 +214,8 @@ impl Controller {
             shadow.doorbells == doorbells && shadow.event_indexes == event_indexes
         });
         if !same {
-            let mut shadow = Shadow::new(doorbells, event_indexes);
-            // Memory that is not there is looked for again after the next change; until then the page counts.
-            shadow.resolve(&self.memory);
-            self.shadow = Some(shadow);
+            // Its memory is looked for when the doorbells are next looked at.
+            self.shadow = Some(Shadow::new(doorbells, event_indexes));
         }
     }
 
