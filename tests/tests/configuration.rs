@@ -78,7 +78,12 @@ fn mistakes() -> Vec<Mistake> {
         ),
         mistake("no size", with("size = \"64MiB\"\n", ""), "bdev[0].size", &[]),
         mistake("a unit that is none", with("\"64MiB\"", "\"64MuB\""), "bdev[0].size", &["MuB"]),
-        mistake("an nsid that cannot be", with("nsid = 1", "nsid = 0"), "subsystem[0].namespace[0].nsid", &["0"]),
+        mistake(
+            "an nsid that cannot be",
+            with("nsid = 1", "nsid = 0"),
+            "subsystem[0].namespace[0].nsid",
+            &["0"],
+        ),
         mistake(
             "queues beyond what there are",
             with("subsystem = \"s0\"\n", "subsystem = \"s0\"\nqueues = 500\n"),
@@ -87,7 +92,9 @@ fn mistakes() -> Vec<Mistake> {
         ),
         mistake(
             "a file that is too small",
-            add("[[bdev]]\nname = \"disk\"\ndriver = \"file\"\npath = \"@DIR@/vireo.toml\"\nsize = \"1GiB\"\n"),
+            add(
+                "[[bdev]]\nname = \"disk\"\ndriver = \"file\"\npath = \"@DIR@/vireo.toml\"\nsize = \"1GiB\"\n",
+            ),
             "bdev[1].size",
             &["has only", "at most"],
         ),

@@ -326,7 +326,6 @@ impl World {
         let controller = Box::new(Controller::new(attachment));
         self.control.send(Message::Attach(controller)).ok().expect("room for a message");
         end.attached = true;
-        function.worker_changed(0, Some(0));
     }
 
     fn step_end(&mut self, index: usize) {

@@ -520,7 +520,11 @@ impl Scenario {
             }
             self.take();
         }
-        panic!("commands are lost: {:?}", self.flights);
+        let csts = self.host().csts();
+        let world = self.world.get();
+        let failure =
+            world.queues(0).acknowledged.failure.load(std::sync::atomic::Ordering::Relaxed);
+        panic!("commands are lost, {csts:?}, failure {failure}: {:?}", self.flights);
     }
 }
 
