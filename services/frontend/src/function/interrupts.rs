@@ -1,6 +1,6 @@
 //! MSI-X vectors: their eventfds as the client sets them, and what was fired before it did.
 
-use super::Function;
+use super::{Function, Pending};
 use crate::signal::{Stuck, signal};
 use ipc::event::EventFd;
 use std::os::fd::{AsFd, OwnedFd};
@@ -76,12 +76,13 @@ impl Function {
                 self.stuck |= signal(eventfd.as_fd()).is_err();
             }
         }
-        if change.changed.is_some() {
-            self.wanted.vectors = self.interrupts.eventfds();
-            self.wanted.number += 1;
+        if change.changed.is_none() {
+            return Ok(Act::Completed);
         }
-        // A worker that does not know a vector yet latches it: nothing to wait for.
-        Ok(Act::Completed)
+        self.wanted.vectors = self.interrupts.eventfds();
+        self.wanted.number += 1;
+        // A worker that knows the eventfd of before would signal that, where nobody listens any more.
+        self.wait(Pending::Handed(self.wanted.number))
     }
 
     /// The request, if every descriptor that it brings for an interrupt is an eventfd.
