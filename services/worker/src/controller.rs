@@ -35,6 +35,7 @@ use nvme_spec::command::Command;
 use run::Checked;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use tables::Seen;
 use tally::Tally;
 
@@ -178,6 +179,8 @@ impl Controller {
         let settings =
             Settings { page: PageShift::MIN, max_transfer: MAX_TRANSFER, write_cache: true };
         let admin_tail = doorbells.load(0);
+        // What made the worker give the controller up was an earlier client's. Release: as in `fail`.
+        queues.acknowledged.failure.store(FailureReason::None as u32, Ordering::Release);
         Self {
             layout,
             queues,

@@ -243,7 +243,9 @@ impl Function {
             controller.process_admin(cx);
             controller.poll(cx);
         });
-        if self.memory.failed() && !self.controller.is_failed() {
+        // A controller that is not enabled has nothing to lose; the next client finds it as a reset left it.
+        let serves = self.controller.is_ready() && !self.controller.is_draining();
+        if self.memory.failed() && serves && !self.controller.is_failed() {
             tracing::error!(endpoint = self.name, "client memory faulted: controller stopped");
             self.with_controller(|controller, cx| controller.fail(cx));
         }
