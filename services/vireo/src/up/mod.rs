@@ -19,7 +19,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use service::{Service, State, WATCHDOG};
 use std::ffi::{OsStr, OsString};
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -473,7 +473,7 @@ fn programs(config: &Config, directory: &Path) -> Result<Vec<PathBuf>, UpError> 
         .collect()
 }
 
-/// One line for a person.
+/// One line for a person, who may have closed the terminal: that is no reason to stop keeping.
 fn say(line: &str) {
-    eprintln!("{}", line.replace('\n', " "));
+    writeln!(io::stderr(), "{}", line.replace('\n', " ")).ok();
 }
