@@ -2,7 +2,7 @@
 
 use std::io::Read;
 use std::process::Child;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ pub struct Log {
     text: Arc<Mutex<String>>,
     /// Streams that are still open.
     open: Arc<AtomicUsize>,
+    closed: Arc<AtomicBool>,
 }
 
 impl Log {
@@ -30,6 +31,16 @@ impl Log {
         self.text.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Stops listening: from the next line on, whoever writes there finds nobody.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether one of the two streams has ended.
+    pub fn is_closed(&self) -> bool {
+        self.open.load(Ordering::Acquire) < 2
+    }
+
     /// The whole text of a child that has ended, unless a child of its own holds the stream open.
     pub fn whole_text(&self) -> String {
         let ended = || (self.open.load(Ordering::Acquire) == 0).then_some(());
@@ -42,7 +53,9 @@ impl Log {
         self.open.fetch_add(1, Ordering::Relaxed);
         std::thread::spawn(move || {
             let mut buffer = [0; 4096];
-            while let Ok(count @ 1..) = from.read(&mut buffer) {
+            while let Ok(count @ 1..) = from.read(&mut buffer)
+                && !log.closed.load(Ordering::Relaxed)
+            {
                 let text = String::from_utf8_lossy(&buffer[..count]);
                 log.text.lock().unwrap_or_else(PoisonError::into_inner).push_str(&text);
             }

@@ -273,6 +273,15 @@ impl Target {
         });
     }
 
+    /// Closes the other end of its output, as a terminal that is gone does.
+    pub fn close_terminal(&self) {
+        self.log.close();
+        // The streams end at the next line that somebody prints, which a death is worth.
+        kill(self.pid("m0"), Signal::SIGKILL).expect("kill a process of our own");
+        until("nobody listens", || self.log.is_closed());
+        until("the manager is back", || self.find("m0").is_some());
+    }
+
     /// Whether `vireo up` itself still runs.
     pub fn is_running(&mut self) -> bool {
         matches!(self.supervisor.try_wait(), Ok(None))

@@ -99,6 +99,17 @@ fn services_outlive_their_keeper_and_a_new_one_adopts_them() {
 }
 
 #[test]
+fn a_keeper_whose_terminal_is_gone_keeps_on_and_stops_when_told() {
+    let mut target = Target::start(&one_memory_namespace(&["vm0"]));
+    target.close_terminal();
+    target.kill_and_await_successor("w0");
+    target.await_all_ready();
+    next_client_works(&target, "vm0");
+    assert!(target.is_running());
+    assert!(target.stop().success());
+}
+
+#[test]
 fn all_die_again_and_again_and_the_next_client_works() {
     let target = Target::start(&one_memory_namespace(&["vm0"]));
     for _ in 0..3 {

@@ -125,6 +125,20 @@ fn a_vector_taken_away_is_silent() {
     stage.neighbour_goes_on();
     let old = vireo_tests::host::Transport::vector(&host.transport, 1).unwrap();
     assert_eq!(old.drain().unwrap(), 0, "the eventfd that was taken away is not signalled");
+    // Whoever is replaced is silent from the reply on, and whoever takes the place is told.
+    let mut old = ipc::event::EventFd::create().unwrap();
+    host.transport.client.set_eventfds(IrqIndex::MSIX, 1, &[old.as_fd()]).unwrap();
+    for round in 0..100 {
+        let new = ipc::event::EventFd::create().unwrap();
+        host.transport.client.set_eventfds(IrqIndex::MSIX, 1, &[new.as_fd()]).unwrap();
+        old.drain().unwrap();
+        let cid = host.submit(0, read);
+        vireo_tests::wait::until("the new eventfd", || new.drain().unwrap() > 0);
+        assert_eq!(host.next_completion(0).cid, cid);
+        assert_eq!(old.drain().unwrap(), 0, "round {round}: the old eventfd is signalled");
+        old = new;
+    }
+    host.transport.client.set_irqs(set, &[], &[]).unwrap();
     // A vector that comes later tells of what was missed at most, and then works.
     let event = ipc::event::EventFd::create().unwrap();
     host.transport.client.set_eventfds(IrqIndex::MSIX, 1, &[event.as_fd()]).unwrap();

@@ -116,7 +116,7 @@ fn guest_memory_is_in_no_core_file() {
     let stage = Stage::new();
     let mut host = stage.host();
     host.write(MEMORY, Lba(0), &[1; 512], 512).unwrap();
-    for name in ["w0", "f0", "b0"] {
+    for name in ["w0", "f0"] {
         let pid = stage.target.pid(name);
         let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
         let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
@@ -132,8 +132,7 @@ fn guest_memory_is_in_no_core_file() {
                 assert!(flags.contains(&"dd") && flags.contains(&"dc"), "{name}: {line}");
             }
         }
-        let mapped = smaps.contains("/memfd:vireo-test");
-        assert_eq!(mapped, name != "b0", "{name} maps guest memory: {mapped}");
+        assert!(smaps.contains("/memfd:vireo-test"), "{name} maps the memory of the test");
     }
     drop(host);
     stage.end();

@@ -195,6 +195,7 @@ fn versions_of_any_kind_end_in_an_answer() {
     // A command before the version, and a reply that nobody asked for.
     let mut client = Client::connect(stage.target.socket("vm0")).unwrap();
     assert!(client.device_info().is_err());
+    drop(client);
     let mut client = self::client(&stage);
     let reply =
         Header { flags: HeaderFlags::new().with_message_type(1), size: 16, ..Header::default() };
