@@ -51,8 +51,10 @@ impl Controller {
         if self.registers.cc.css() == CommandSetSelected::ADMIN_ONLY {
             return page;
         }
+        // Without a scope, which is as good as none reported: Linux warns of "unusual effects" of an I/O command that has
+        // any other bit than these two.
         for opcode in [NvmOpcode::FLUSH, NvmOpcode::READ, NvmOpcode::COMPARE, NvmOpcode::VERIFY] {
-            page.set_nvm(opcode, namespace);
+            page.set_nvm(opcode, supported);
         }
         for opcode in [
             NvmOpcode::WRITE,
@@ -60,7 +62,7 @@ impl Controller {
             NvmOpcode::DATASET_MANAGEMENT,
             NvmOpcode::COPY,
         ] {
-            page.set_nvm(opcode, namespace.with_lbcc(true));
+            page.set_nvm(opcode, supported.with_lbcc(true));
         }
         page
     }
