@@ -44,7 +44,8 @@ nvme get-log /dev/nvme0 --log-id=0 --log-len=1024 >/dev/null
 nvme get-log /dev/nvme0 --log-id=18 --log-len=1024 >/dev/null
 nvme get-log /dev/nvme0 --log-id=200 --log-len=512 && exit 1
 
-for feature in 1 2 4 5 6 7 8 9 10 11 14 22; do nvme get-feature /dev/nvme0 --feature-id=$feature; done
+for feature in 1 2 4 6 7 8 9 10 11 14 22 25; do nvme get-feature /dev/nvme0 --feature-id=$feature; done
+nvme get-feature /dev/nvme0 --namespace-id=1 --feature-id=5
 nvme set-feature /dev/nvme0 --feature-id=4 --value=0x150
 nvme get-feature /dev/nvme0 --feature-id=4 | grep -qi 0x0*150
 nvme set-feature /dev/nvme0 --feature-id=8 --value=0x0107
