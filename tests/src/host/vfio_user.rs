@@ -1,6 +1,6 @@
 //! The transport over a socket: a client that attaches in the order real ones do.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use ipc::doorbell::{DOORBELL_PAGE_OFFSET, DOORBELL_PAGE_SIZE, DoorbellPage};
@@ -77,6 +77,22 @@ impl VfioUser {
         let command = (COMMAND_MEMORY | COMMAND_BUS_MASTER).to_le_bytes();
         client.region_write(RegionIndex::CONFIG, COMMAND as u64, &command)?;
         Ok(Self { client, doorbells, vectors })
+    }
+
+    /// A client that attached in its own way: with the descriptor of the doorbell page, if that is to be mapped, and the
+    /// eventfds that it gave to the vectors.
+    pub fn of(client: Client, doorbells: Option<OwnedFd>, vectors: Vec<EventFd>) -> Self {
+        let doorbells = doorbells.map(|fd| DoorbellPage::open(fd).expect("map the doorbell page"));
+        Self { client, doorbells, vectors }
+    }
+
+    /// The eventfd of a vector.
+    ///
+    /// # Panics
+    /// If it has none.
+    #[track_caller]
+    pub fn vector_of(&self, vector: u16) -> &EventFd {
+        self.vector(vector).expect("the vector has an eventfd")
     }
 
     /// Whether the server offered the doorbell page, and it is mapped.
