@@ -74,7 +74,8 @@ chaos: tools-build guest ## Processes killed at random under running I/O
 .PHONY: fuzz
 fuzz: tools-build tools-fuzz ## Every fuzz target for FUZZ_SECONDS (600) each
 	for target in $$(cargo +nightly fuzz list --fuzz-dir tests/fuzz); do \
-		cargo +nightly fuzz run --fuzz-dir tests/fuzz "$$target" -- -max_total_time=$(FUZZ_SECONDS); \
+		cargo +nightly fuzz run --fuzz-dir tests/fuzz "$$target" -- -max_total_time=$(FUZZ_SECONDS) \
+			-len_control=0 -max_len=4096; \
 	done
 
 .PHONY: guest

@@ -116,7 +116,7 @@ impl Rig {
             whole.store_u64(at, entry[0], std::sync::atomic::Ordering::Relaxed);
             whole.store_u64(at + 8, entry[1], std::sync::atomic::Ordering::Relaxed);
             at += 16;
-            if input.u8() % 8 == 0 {
+            if input.u8().is_multiple_of(8) {
                 at = (at / 4096 + 1) * 4096 - 16 * usize::from(input.u8() % 3);
             }
         }

@@ -20,7 +20,7 @@ fn refused(host: &mut Host, command: Command, wanted: &[Status]) {
 
 #[test]
 fn lists_without_end_are_refused() {
-    let stage = Stage::new();
+    let stage = Stage::start();
     let mut host = stage.host();
     let page = host.memory.allocate(PAGE);
     let read = commands::io(NvmOpcode::READ, MEMORY, Lba(0), 8);
@@ -63,7 +63,7 @@ fn lists_without_end_are_refused() {
 
 #[test]
 fn a_tail_past_the_queue_stops_that_queue_alone() {
-    let stage = Stage::new();
+    let stage = Stage::start();
     let mut host = stage.host();
     host.create_queue_of(2, 16);
     for value in [64, 65, 0xFFFF, u32::MAX] {
@@ -89,7 +89,7 @@ fn a_tail_past_the_queue_stops_that_queue_alone() {
 
 #[test]
 fn an_impossible_tail_is_told_by_an_event() {
-    let stage = Stage::new();
+    let stage = Stage::start();
     let mut host = stage.host();
     let cid = host.post_admin(commands::async_event_request());
     let doorbell = host.queues[0].doorbell();
@@ -105,7 +105,7 @@ fn an_impossible_tail_is_told_by_an_event() {
 
 #[test]
 fn logs_and_structures_end_where_they_end() {
-    let stage = Stage::new();
+    let stage = Stage::start();
     let mut host = stage.host();
     // Offsets past the page: refused, or zeroes; never what lies behind.
     for (lid, size) in [
@@ -142,7 +142,7 @@ fn logs_and_structures_end_where_they_end() {
 
 #[test]
 fn numbers_at_their_limits_are_refused() {
-    let stage = Stage::new();
+    let stage = Stage::start();
     let mut host = stage.host();
     let buffer = host.memory.allocate(2 << 20);
     let blocks = (64 << 20) / 512;
@@ -208,7 +208,7 @@ fn numbers_at_their_limits_are_refused() {
 
 #[test]
 fn misaligned_pointers_are_refused() {
-    let stage = Stage::new();
+    let stage = Stage::start();
     let mut host = stage.host();
     let data = host.memory.allocate(64 * PAGE);
     let at = |offset: u64| Iova(data.iova.0 + offset);
@@ -240,7 +240,7 @@ fn misaligned_pointers_are_refused() {
 
 #[test]
 fn opcodes_and_fields_that_are_not_there_are_refused() {
-    let stage = Stage::new();
+    let stage = Stage::start();
     let mut host = stage.host();
     for opcode in 0..=255 {
         let known = [0x00, 0x01, 0x02, 0x05, 0x08, 0x09, 0x0C, 0x19];
@@ -268,7 +268,7 @@ fn opcodes_and_fields_that_are_not_there_are_refused() {
 
 #[test]
 fn event_requests_are_bounded() {
-    let stage = Stage::new();
+    let stage = Stage::start();
     let mut host = stage.host();
     let mut refusals = 0;
     for _ in 0..1000 {
@@ -299,7 +299,7 @@ fn event_requests_are_bounded() {
 
 #[test]
 fn aborts_of_what_is_not_there_do_nothing() {
-    let stage = Stage::new();
+    let stage = Stage::start();
     let mut host = stage.host();
     for (sqid, cid) in [(0, 5), (1, 9999), (99, 1), (0xFFFF, 0xFFFF)] {
         let completion = host.admin(commands::abort(QueueId(sqid), CommandId(cid)));

@@ -25,7 +25,7 @@ fn full_and_blocking() -> OwnedFd {
 
 #[test]
 fn a_full_eventfd_that_blocks_fails_that_controller_alone() {
-    let stage = Stage::new();
+    let stage = Stage::start();
     let mut host = stage.host();
     let trap = full_and_blocking();
     host.transport.client.set_eventfds(IrqIndex::MSIX, 1, &[trap.as_fd()]).unwrap();
@@ -43,7 +43,7 @@ fn a_full_eventfd_that_blocks_fails_that_controller_alone() {
 
 #[test]
 fn a_full_eventfd_of_the_admin_queue_holds_up_nobody_else() {
-    let stage = Stage::new();
+    let stage = Stage::start();
     let mut host = stage.host();
     let trap = full_and_blocking();
     host.transport.client.set_eventfds(IrqIndex::MSIX, 0, &[trap.as_fd()]).unwrap();
@@ -56,7 +56,7 @@ fn a_full_eventfd_of_the_admin_queue_holds_up_nobody_else() {
 
 #[test]
 fn what_is_no_eventfd_is_refused() {
-    let stage = Stage::new();
+    let stage = Stage::start();
     let mut host = stage.host();
     let (pipe, _reader) = nix::unistd::pipe().unwrap();
     let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
@@ -84,7 +84,7 @@ fn refused(host: &mut Host, set: IrqSet, data: &[u8]) {
 
 #[test]
 fn ranges_past_the_vectors_are_refused() {
-    let stage = Stage::new();
+    let stage = Stage::start();
     let mut host = stage.host();
     let count = host.transport.client.irq_info(IrqIndex::MSIX).unwrap().count;
     let eventfds = IrqSetFlags::new().with_data_eventfd(true).with_trigger(true);
@@ -113,7 +113,7 @@ fn ranges_past_the_vectors_are_refused() {
 
 #[test]
 fn a_vector_taken_away_is_silent() {
-    let stage = Stage::new();
+    let stage = Stage::start();
     let mut host = stage.host();
     let flags = IrqSetFlags::new().with_data_eventfd(true).with_trigger(true);
     let set = IrqSet { argsz: 0, flags, index: IrqIndex::MSIX, start: 1, count: 1 };

@@ -9,13 +9,15 @@ use crate::{MEMORY, SLOW, Stage};
 
 #[test]
 fn clients_that_vanish_with_commands_in_flight_leave_nothing() {
-    let stage = Stage::new();
+    let stage = Stage::start();
     for round in 0..3 {
         let mut host = stage.host();
         let buffer = host.memory.allocate(4096);
         let read = commands::io(NvmOpcode::READ, SLOW, Lba(0), 8);
         let read = host.memory.with_prps(read, buffer);
-        (0..20).for_each(|_| drop(host.submit(0, read)));
+        for _ in 0..20 {
+            host.submit(0, read);
+        }
         match round {
             // The connection ends at once, half way through a reset, or after one was asked for.
             0 => {}
@@ -38,7 +40,7 @@ fn clients_that_vanish_with_commands_in_flight_leave_nothing() {
 
 #[test]
 fn doorbells_out_of_state_do_nothing() {
-    let stage = Stage::new();
+    let stage = Stage::start();
     for map_doorbells in [true, false] {
         let mut host = stage.attach(&Attach { map_doorbells, ..Attach::default() });
         // Before CSTS.RDY.
@@ -68,7 +70,7 @@ fn doorbells_out_of_state_do_nothing() {
 
 #[test]
 fn registers_of_any_value_leave_a_controller_that_a_reset_revives() {
-    let stage = Stage::new();
+    let stage = Stage::start();
     let mut host = stage.host();
     for value in [u32::MAX, 0x0046_FFF1, 0x8000_0001, 1, 0x0000_C001] {
         host.write32(offset::CC, value);
@@ -95,7 +97,7 @@ fn registers_of_any_value_leave_a_controller_that_a_reset_revives() {
 
 #[test]
 fn a_controller_that_is_switched_on_and_off_all_the_time_harms_nobody() {
-    let stage = Stage::new();
+    let stage = Stage::start();
     let mut host = stage.host();
     for round in 0..100 {
         let on = Cc::from_bits(Host::cc().into_bits()).with_en(round % 2 == 0).into_bits();
@@ -113,7 +115,7 @@ fn a_controller_that_is_switched_on_and_off_all_the_time_harms_nobody() {
 
 #[test]
 fn guest_memory_is_in_no_core_file() {
-    let stage = Stage::new();
+    let stage = Stage::start();
     let mut host = stage.host();
     host.write(MEMORY, Lba(0), &[1; 512], 512).unwrap();
     for name in ["w0", "f0"] {

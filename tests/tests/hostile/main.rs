@@ -50,7 +50,7 @@ pub struct Stage {
 impl Stage {
     /// Starts the target and the neighbour.
     #[track_caller]
-    pub fn new() -> Self {
+    pub fn start() -> Self {
         let target = Target::start(&configuration(&format!(
             "[[bdev]]\nname = \"mem0\"\ndriver = \"malloc\"\nsize = \"64MiB\"\n\
              [[bdev]]\nname = \"slow\"\ndriver = \"null\"\nsize = \"1GiB\"\nlatency = \"{SLOW_MS}ms\"\n\

@@ -25,7 +25,7 @@ fn extra(bytes: u64) -> HostMemory {
 
 #[test]
 fn truncated_memory_fails_that_controller_alone() {
-    let stage = Stage::new();
+    let stage = Stage::start();
     let mut host = stage.host();
     let memory = extra(1 << 20);
     host.transport.map(&memory, memory.whole()).unwrap();
@@ -42,7 +42,7 @@ fn truncated_memory_fails_that_controller_alone() {
 
 #[test]
 fn truncated_queues_fail_that_controller_alone() {
-    let stage = Stage::new();
+    let stage = Stage::start();
     let mut host = stage.host();
     ftruncate(host.memory.fd(), 0).unwrap();
     // The worker looks for commands in memory that is not there.
@@ -56,7 +56,7 @@ fn truncated_queues_fail_that_controller_alone() {
 
 #[test]
 fn a_truncated_admin_queue_fails_that_controller_alone() {
-    let stage = Stage::new();
+    let stage = Stage::start();
     let mut host = stage.host();
     ftruncate(host.memory.fd(), 0).unwrap();
     vireo_tests::host::Transport::ring(&mut host.transport, 0, 7);
@@ -68,7 +68,7 @@ fn a_truncated_admin_queue_fails_that_controller_alone() {
 
 #[test]
 fn an_unmap_waits_for_what_touches_it_and_for_nothing_else() {
-    let stage = Stage::new();
+    let stage = Stage::start();
     let mut host = stage.host();
     let memory = extra(1 << 20);
     let (used, unused) =
@@ -97,7 +97,7 @@ fn an_unmap_waits_for_what_touches_it_and_for_nothing_else() {
 
 #[test]
 fn memory_is_gone_after_its_unmap() {
-    let stage = Stage::new();
+    let stage = Stage::start();
     let mut host = stage.host();
     let memory = extra(1 << 20);
     host.transport.map(&memory, memory.whole()).unwrap();
@@ -120,7 +120,7 @@ fn memory_is_gone_after_its_unmap() {
 
 #[test]
 fn the_device_s_own_address_is_no_memory() {
-    let stage = Stage::new();
+    let stage = Stage::start();
     let mut host = stage.host();
     let bar = 0x8000_0000_u32;
     host.transport.client.region_write(RegionIndex::CONFIG, 0x10, &bar.to_le_bytes()).unwrap();
@@ -136,7 +136,7 @@ fn the_device_s_own_address_is_no_memory() {
 
 #[test]
 fn access_follows_each_client_s_own_descriptor() {
-    let stage = Stage::new();
+    let stage = Stage::start();
     // The same memory object: from one client to read only, from the other to read and write.
     let memory = extra(1 << 20);
     let path = format!("/proc/self/fd/{}", memory.fd().as_raw_fd());
@@ -160,7 +160,7 @@ fn access_follows_each_client_s_own_descriptor() {
 
 #[test]
 fn files_and_giants_are_no_memory() {
-    let stage = Stage::new();
+    let stage = Stage::start();
     let mut host = stage.host();
     let mut map = |fd: OwnedFd, size: u64, what: &str| {
         let iova = vfio_user::dma::Iova(0xA0_0000_0000);
@@ -187,7 +187,7 @@ fn files_and_giants_are_no_memory() {
 
 #[test]
 fn memory_without_a_descriptor_is_there_and_fails() {
-    let stage = Stage::new();
+    let stage = Stage::start();
     let mut host = stage.host();
     let rom = vfio_user::dma::Iova(0xFFFC_0000);
     host.transport.client.dma_map(rom, 0x4_0000, read_write(), None).unwrap();
@@ -199,7 +199,7 @@ fn memory_without_a_descriptor_is_there_and_fails() {
 
 #[test]
 fn a_list_that_changes_under_the_walk_hits_nothing_else() {
-    let stage = Stage::new();
+    let stage = Stage::start();
     let mut host = stage.host();
     let data = host.memory.allocate(16 * PAGE);
     let bystander = host.memory.allocate(PAGE);
@@ -218,7 +218,7 @@ fn a_list_that_changes_under_the_walk_hits_nothing_else() {
         let region = ipc::guest_memory::Region::map(fd, 4096, &policy).unwrap();
         let mut flips = 0_u64;
         while !told.load(Ordering::Relaxed) {
-            let bad = [u64::MAX & !4095, 0xFFF, 0x8000_0000_0000, 0][flips as usize % 4];
+            let bad = [!4095, 0xFFF, 0x8000_0000_0000, 0][flips as usize % 4];
             region.whole().store_u64(entry as usize, bad, Ordering::Relaxed);
             region.whole().store_u64(entry as usize, good, Ordering::Relaxed);
             flips += 1;
@@ -245,7 +245,7 @@ fn a_list_that_changes_under_the_walk_hits_nothing_else() {
 
 #[test]
 fn thousands_of_mappings_are_kept_and_found() {
-    let stage = Stage::new();
+    let stage = Stage::start();
     let mut host = stage.host();
     // One page each, as behind a guest's IOMMU; addresses in an order that no table likes.
     const PAGES: u64 = 20_000;

@@ -30,7 +30,7 @@ fn in_step(client: &mut Client) {
 
 #[test]
 fn sizes_that_leave_no_boundary_end_the_connection_and_nothing_else() {
-    let stage = Stage::new();
+    let stage = Stage::start();
     for size in [0, 1, 15, 64 << 20, u32::MAX] {
         let mut client = client(&stage);
         client.send_raw(&header(4, size), &[]).unwrap();
@@ -42,7 +42,7 @@ fn sizes_that_leave_no_boundary_end_the_connection_and_nothing_else() {
 
 #[test]
 fn unknown_commands_are_skipped_with_their_payload() {
-    let stage = Stage::new();
+    let stage = Stage::start();
     let mut client = client(&stage);
     for command in [0, 14, 19, 255, 0xFFFF] {
         for payload in [0, 1, 16, 4096, 100_000] {
@@ -60,7 +60,7 @@ fn unknown_commands_are_skipped_with_their_payload() {
 
 #[test]
 fn descriptors_that_nobody_asked_for_are_closed() {
-    let stage = Stage::new();
+    let stage = Stage::start();
     let mut client = client(&stage);
     let frontend = stage.target.pid("f0");
     let open = || std::fs::read_dir(format!("/proc/{frontend}/fd")).unwrap().count();
@@ -84,7 +84,7 @@ fn descriptors_that_nobody_asked_for_are_closed() {
 
 #[test]
 fn too_many_descriptors_end_the_connection_and_nothing_else() {
-    let stage = Stage::new();
+    let stage = Stage::start();
     let mut client = client(&stage);
     let null = std::fs::File::open("/dev/null").unwrap();
     // More than a message may have, in two parts of one message, as one sendmsg of this client takes no more.
@@ -100,7 +100,7 @@ fn too_many_descriptors_end_the_connection_and_nothing_else() {
 
 #[test]
 fn bytes_that_come_one_by_one_are_a_message() {
-    let stage = Stage::new();
+    let stage = Stage::start();
     let mut client = client(&stage);
     let mut message = header(4, 32);
     message.extend([16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
@@ -116,7 +116,7 @@ fn bytes_that_come_one_by_one_are_a_message() {
 
 #[test]
 fn half_a_message_holds_up_nobody_else() {
-    let stage = Stage::new();
+    let stage = Stage::start();
     let mut client = client(&stage);
     client.send_raw(&header(4, 32), &[]).unwrap();
     client.send_raw(&[16, 0, 0], &[]).unwrap();
@@ -131,7 +131,7 @@ fn half_a_message_holds_up_nobody_else() {
 
 #[test]
 fn a_client_that_never_reads_holds_up_nobody_else() {
-    let stage = Stage::new();
+    let stage = Stage::start();
     let mut client = client(&stage);
     client.set_timeout(Duration::from_millis(500));
     let access = RegionAccess { offset: 0, region: RegionIndex::CONFIG, count: 4096 };
@@ -148,7 +148,7 @@ fn a_client_that_never_reads_holds_up_nobody_else() {
 
 #[test]
 fn counts_and_offsets_at_their_limits_have_the_form_of_success() {
-    let stage = Stage::new();
+    let stage = Stage::start();
     let mut client = client(&stage);
     for (region, offset, count) in [
         (0, u64::MAX, 8),
@@ -179,7 +179,7 @@ fn counts_and_offsets_at_their_limits_have_the_form_of_success() {
 
 #[test]
 fn versions_of_any_kind_end_in_an_answer() {
-    let stage = Stage::new();
+    let stage = Stage::start();
     let deep = format!("{}{}", "[".repeat(5000), "]".repeat(5000));
     let long = format!("{{\"capabilities\":{{\"x\":\"{}\"}}}}", "y".repeat(40_000));
     for json in
@@ -207,7 +207,7 @@ fn versions_of_any_kind_end_in_an_answer() {
 
 #[test]
 fn mistakes_do_not_flood_the_log() {
-    let stage = Stage::new();
+    let stage = Stage::start();
     let mut client = client(&stage);
     let before = stage.target.log().len();
     let map = DmaMapBody { argsz: 32, flags: read_write(), offset: 0, address: 0x1000, size: 4096 };
@@ -228,7 +228,7 @@ fn mistakes_do_not_flood_the_log() {
 
 #[test]
 fn as_many_mappings_as_announced_and_no_more() {
-    let stage = Stage::new();
+    let stage = Stage::start();
     let mut client = client(&stage);
     client.set_timeout(Duration::from_secs(20));
     let mut refusals = 0;

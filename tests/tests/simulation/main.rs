@@ -2,6 +2,7 @@
 //! seed, `VIREO_SEEDS=N` so many,
 //! `VIREO_TRACE=1` prints each completion.
 
+mod layout;
 mod model;
 mod scenario;
 
