@@ -83,7 +83,9 @@ fn qemu() {
             (MEMORY_BASE.0, 64 << 20, Some((ram.as_fd(), 0))),
         ]
         .map(|(at, size, fd)| client.post_dma_map(Iova(at), size, read_write(), fd).unwrap());
-        posted.map(|posted| client.wait(posted).unwrap());
+        for posted in posted {
+            client.wait(posted).unwrap();
+        }
         let info = client.device_info().unwrap();
         assert!(info.flags.pci() && info.num_regions >= 8 && info.num_irqs >= 3);
         for index in [0, 1, 2, 3, 4, 5, 7] {
