@@ -92,7 +92,7 @@ impl Guest {
         self
     }
 
-    /// Boots it, once fewer than [`SLOTS`] others run.
+    /// Boots it, once fewer than two others run on this machine.
     #[track_caller]
     pub fn start(self) -> RunningGuest {
         let slot = take_slot();
