@@ -73,7 +73,7 @@ impl Backend {
         let device = registry.device_mut(&open.bdev)?;
         let channel = *next_channel;
         *next_channel += 1;
-        let (kind, lease, mut fds) = choose(device, open.force_ring)?;
+        let (kind, lease, mut fds) = choose(device, open.force_ring, incoming.peer.pid)?;
         let has_ring = kind != ChannelKind::LeaseNull;
         if has_ring {
             match self.add_ring(channel, owner, device, worker).await {
@@ -287,13 +287,14 @@ impl Handler for Backend {
 fn choose(
     device: &mut Device,
     force_ring: bool,
+    process: i32,
 ) -> Result<(ChannelKind, Option<usize>, Vec<OwnedFd>), Failure> {
     let leased = device.leased() && !force_ring;
     match &mut device.kind {
         Kind::Null { .. } if leased => Ok((ChannelKind::LeaseNull, None, Vec::new())),
         Kind::Malloc { memory, leases } if leased => {
             // With all numbers taken, a ring serves as well.
-            let Some(number) = leases.grant() else { return Ok(RING) };
+            let Some(number) = leases.grant(process, memory) else { return Ok(RING) };
             let fd = memory.fd().try_clone_to_owned().map_err(|source| {
                 leases.give_back(number, memory);
                 failure(&Error::io("dup device memory", source))

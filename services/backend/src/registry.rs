@@ -270,10 +270,13 @@ impl Registry {
         let kept = self.store.take(&wanted.name);
         let name = wanted.name.clone();
         let size = wanted.size_bytes;
-        let memory = blocking(move || memory_of(&name, size, kept)).await??;
-        self.store.keep(&wanted.name, memory.fd());
+        let (memory, adopted) = blocking(move || memory_of(&name, size, kept)).await??;
+        if !adopted {
+            self.store.keep(&wanted.name, memory.fd());
+        }
         let memory = Arc::new(memory);
-        let leases = Leases::default();
+        let mut leases = Leases::adopt(&memory);
+        leases.reap(&memory);
         let channel = MallocChannel::owner(memory.clone(), false, leases.bound());
         let size = memory.size();
         let kind = Kind::Malloc { memory, leases };
@@ -336,21 +339,22 @@ impl Registry {
     }
 }
 
-/// Memory that was kept under this name, grown if need be, or new memory.
+/// Memory that was kept under this name, grown if need be, or new memory; and whether it was kept.
 fn memory_of(
     name: &str,
     size: u64,
     kept: Option<std::os::fd::OwnedFd>,
-) -> Result<DeviceMemory, Failure> {
+) -> Result<(DeviceMemory, bool), Failure> {
     let internal = |error| Failure::internal(&error);
     if let Some(fd) = kept {
         match DeviceMemory::open(fd) {
             Ok(memory) if memory.name() == name && memory.size() < size => {
-                return memory.grow(size).map_err(internal);
+                let grown = memory.grow(size).map_err(internal)?;
+                return Ok((grown, true));
             }
             Ok(memory) if memory.name() == name => {
                 info!(bdev = name, size = memory.size(), "memory taken over with its data");
-                return Ok(memory);
+                return Ok((memory, true));
             }
             Ok(memory) => {
                 tracing::warn!(bdev = name, found = memory.name(), "kept memory is another's");
@@ -358,7 +362,7 @@ fn memory_of(
             Err(error) => tracing::warn!(bdev = name, %error, "kept memory is not usable"),
         }
     }
-    DeviceMemory::create(name, size).map_err(internal)
+    DeviceMemory::create(name, size).map(|memory| (memory, false)).map_err(internal)
 }
 
 fn null_device(

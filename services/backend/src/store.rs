@@ -38,17 +38,11 @@ impl Store {
         self.returned.remove(&hash(device))
     }
 
-    /// Has a device's memory kept. Without a keeper, or if it does not answer, its data goes with the process; that is
+    /// Has a device's new memory kept, in place of what was kept of that name. Without a keeper, or if it does not answer, its data goes with the process; that is
     /// said and nothing fails.
     pub fn keep(&mut self, device: &str, memory: BorrowedFd<'_>) {
         let kept = FdName::new(KIND, hash(device))
-            .and_then(|name| {
-                // What came back from the keeper is kept there still.
-                if self.keeper.names().any(|other| *other == name) {
-                    return Ok(());
-                }
-                self.keeper.put(&name, memory, false)
-            })
+            .and_then(|name| self.keeper.put(&name, memory, false))
             .and_then(|()| self.keeper.barrier(BARRIER_TIMEOUT));
         if let Err(error) = kept {
             warn!(bdev = device, %error, "memory is not kept over a restart");

@@ -33,7 +33,7 @@ pub const MAX_DEVICE_SIZE: u64 = 1 << 44;
 pub const MAX_LEASES: usize = 512;
 
 const KIND: u32 = u32::from_le_bytes(*b"DMEM");
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Why device memory could not be made, mapped or changed.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +73,8 @@ struct LeaseHeader {
     name: SharedText<8>,
     /// 1 if the backend's fence is [`barrier::heavy`]; then registered writers need none.
     asymmetric: AtomicU32,
+    /// Process of each lease's holder, 0 for none; written by the backend, for its successor.
+    holders: [AtomicU32; MAX_LEASES],
     /// Exclusive operations waiting or running.
     exclusive: Line,
     /// One word per lease: 1 while it writes.
@@ -283,6 +285,19 @@ impl DeviceMemory {
     pub fn end_exclusive(&self) {
         // Release: pairs with the Acquire in `enter`; what was written under the lock is there.
         self.lease().exclusive.0.fetch_sub(1, Ordering::Release);
+    }
+
+    /// The process that a lease was granted to; `None` if it is free.
+    pub fn holder(&self, lease: usize) -> Option<i32> {
+        let holder = self.lease().holders.get(lease)?.load(Ordering::Relaxed);
+        (holder != 0).then_some(holder as i32)
+    }
+
+    /// Notes the process that a lease is granted to, or that it is free.
+    pub fn set_holder(&self, lease: usize, process: Option<i32>) {
+        if let Some(holder) = self.lease().holders.get(lease) {
+            holder.store(process.unwrap_or(0) as u32, Ordering::Relaxed);
+        }
     }
 
     /// Takes a dead writer's word down, before its lease is granted again.
