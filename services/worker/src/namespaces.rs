@@ -106,7 +106,7 @@ impl Namespaces {
             entry.opening = false;
         }
         (entry.generation, entry.force_ring) = (generation, force_ring);
-        entry.view = (attached && BLOCK_SHIFTS.contains(&block_shift)).then(|| Namespace {
+        entry.view = (attached && BLOCK_SHIFTS.contains(&block_shift)).then_some(Namespace {
             blocks: BlockCount(blocks),
             block_shift,
             write_protected: flags & namespace_flags::WRITE_PROTECTED != 0,

@@ -10,7 +10,7 @@ use ipc::event::EventFd;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
 /// Messages that wait in either direction; more wait with their sender.
 const QUEUE: usize = 256;
@@ -122,7 +122,7 @@ impl<C: Clock, N: Notifier> Reactor<C, N> {
     #[inline]
     pub fn poll(&mut self) -> usize {
         self.polls = self.polls.wrapping_add(1);
-        if self.polls % CLOCK_POLLS == 0 {
+        if self.polls.is_multiple_of(CLOCK_POLLS) {
             self.now = self.clock.now();
         }
         let mut work = 0;
@@ -195,14 +195,9 @@ impl<C: Clock, N: Notifier> Reactor<C, N> {
         let mut work = 0;
         // Acquire: pairs with the Release in `ControlEnd::send`; cleared first, so that no message is overlooked.
         self.flag.swap(false, Ordering::AcqRel);
-        loop {
-            match self.messages.try_recv() {
-                Ok(message) => {
-                    self.take(message);
-                    work += 1;
-                }
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
-            }
+        while let Ok(message) = self.messages.try_recv() {
+            self.take(message);
+            work += 1;
         }
         self.detach();
         let mut told = false;

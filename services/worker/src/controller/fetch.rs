@@ -159,15 +159,24 @@ impl Controller {
     /// hold both, stays in the batch, to be refused.
     #[cold]
     fn align_fused(&mut self, qid: usize, available: u32, cqid: usize) {
-        let Some(last) = self.batch.last() else { return };
+        let Some(&last) = self.batch.last() else { return };
         let count = self.batch.len() as u32;
         if last.command.fuse() != Fuse::FIRST || count >= available {
             return;
         }
-        let Some(Some(cq)) = self.cqs.get(cqid) else { return };
+        let doorbells = Doorbells::new(&self.page, self.shadow.as_ref(), self.memory.regions());
+        let Some(Some(cq)) = self.cqs.get_mut(cqid) else { return };
         if cq.position.entries() < 3 {
             return;
         }
+        // A burst that fits never looks at the head: the pair has to.
+        if cq.position.room() <= count
+            && cq.valid
+            && let Err(invalid) = cq.position.observe(doorbells.head(cqid))
+        {
+            self.refuse_head(cqid, invalid);
+        }
+        let Some(Some(cq)) = self.cqs.get(cqid) else { return };
         let room = cq.position.room() > count && self.slots.free_count() > 0;
         if count == 1 && room {
             // A burst of one: the pair is one command to arbitration.

@@ -10,9 +10,10 @@ use crate::notify::Notifier;
 use ipc::layout::queues::FailureReason;
 
 impl Controller {
-    /// Signals the vectors whose time has come. Returns how many completion queues are still owed.
+    /// Signals the vectors whose time has come. Returns how many completion queues were owed.
     pub(super) fn signal(&mut self, now: u64, notifier: &mut impl Notifier) -> usize {
         let mut left = self.owed;
+        let owed = left.count_ones() as usize;
         let mut fire = 0_u128;
         let mut invalid = None;
         let doorbells = Doorbells::new(&self.page, self.shadow.as_ref(), self.memory.regions());
@@ -60,6 +61,6 @@ impl Controller {
                 self.fail(FailureReason::StuckInterrupt);
             }
         }
-        self.owed.count_ones() as usize
+        owed
     }
 }
