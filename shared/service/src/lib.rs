@@ -1,4 +1,7 @@
 //! Configuration, start, readiness, shutdown and pinning of every Vireo process.
+//!
+//! A service's `main` is: [`start::Arguments::load`] the [`config`], [`start::set_limits`], [`shutdown::Shutdown::listen`],
+//! [`control::Server::bind`] its socket, [`ready::ready`], serve until the shutdown is requested.
 
 #![forbid(unsafe_code)]
 

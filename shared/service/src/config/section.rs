@@ -9,6 +9,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 use toml::{Table, Value};
 
+/// The first size that is past every file offset.
+const TOO_LONG: u64 = 1 << 63;
+
 /// Where mistakes are noted.
 pub(super) type Notes = RefCell<Vec<Mistake>>;
 
@@ -141,7 +144,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// Bytes: `"256MiB"`, or a number of bytes.
+    /// Bytes: `"256MiB"`, or a number of bytes; not 0, and no more than a file offset can say.
     pub(super) fn size(&self, key: &'static str) -> Option<u64> {
         let value = self.get(key)?;
         let size = match value {
@@ -150,7 +153,7 @@ impl<'a> Section<'a> {
             _ => None,
         };
         match size {
-            Some(0) | None => {
+            Some(0 | TOO_LONG..) | None => {
                 let right = "write a number of bytes, or one with a unit as in \"256MiB\"";
                 self.wrong(key, format!("{value} is not a size"), right);
                 None

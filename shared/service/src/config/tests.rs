@@ -115,6 +115,11 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     ),
     (
         "size = \"256MiB\"",
+        "size = \"8388608TiB\"",
+        r#"bdev[0].size: "8388608TiB" is not a size; write a number of bytes, or one with a unit as in "256MiB""#,
+    ),
+    (
+        "size = \"256MiB\"",
         "size = -5",
         r#"bdev[0].size: -5 is not a size; write a number of bytes, or one with a unit as in "256MiB""#,
     ),

@@ -58,7 +58,8 @@ impl Incoming {
 ///
 /// The server calls [`Handler::handle`] for one request of a connection after the other, and for several connections at
 /// the same time. It calls [`Handler::disconnected`] exactly once per connection that asked something, after its last
-/// request was handled. Neither may panic on anything a peer sends.
+/// request was handled (so a request that takes long delays it; bound what you wait for), but not when the server itself
+/// is dropped. Neither may panic on anything a peer sends.
 pub trait Handler: Send + Sync + 'static {
     /// Answers a request. A request that this process does not serve is [`Failure::unsupported`].
     fn handle(&self, request: Incoming) -> impl Future<Output = Result<Answer, Failure>> + Send;
