@@ -4,5 +4,6 @@
 #![forbid(unsafe_code)]
 
 pub mod client;
+pub mod perf;
 pub mod status;
 pub mod up;

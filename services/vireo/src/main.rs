@@ -7,9 +7,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use service::config::Config;
 use service::control::ControlError;
 use service::shutdown::Shutdown;
-use service::start::{EXIT_CONFIGURATION, EXIT_FAILURE, refuse};
+use service::start::{EXIT_CONFIGURATION, EXIT_FAILURE, refuse, set_limits};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use vireo::perf::{self, PerfArguments};
 use vireo::{client, status, up};
 
 /// Virtual NVMe controllers for virtual machines over vfio-user.
@@ -53,6 +54,8 @@ enum Command {
         #[arg(short, long, value_enum, default_value_t = Output::Table)]
         output: Output,
     },
+    /// Put load on an NVMe controller and show what it does with it.
+    Perf(Box<PerfArguments>),
 }
 
 /// Which host's services.
@@ -73,10 +76,14 @@ enum Output {
 }
 
 fn main() -> ExitCode {
+    let command = match CommandLine::parse().command {
+        // It measures with threads of its own.
+        Command::Perf(arguments) => return perf::run(&arguments),
+        command => command,
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let result = runtime
-        .context("start the runtime")
-        .and_then(|runtime| runtime.block_on(run(CommandLine::parse().command)));
+    let result =
+        runtime.context("start the runtime").and_then(|runtime| runtime.block_on(run(command)));
     result.unwrap_or_else(|error| {
         eprintln!("vireo: {error:#}");
         ExitCode::from(EXIT_FAILURE)
@@ -96,6 +103,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
+        Command::Perf(arguments) => Ok(perf::run(&arguments)),
         Command::Reload { host } => reload(&host).await,
         Command::Status { host, output } => {
             let status = match host.socket() {
@@ -125,6 +133,8 @@ async fn run_up(file: &Path, runtime_dir: Option<&Path>) -> anyhow::Result<ExitC
     let own = std::env::current_exe().context("find this program")?;
     let programs = own.parent().context("find this program's directory")?.to_owned();
     let file = std::path::absolute(file).context("--config")?;
+    // Room for all that services have it keep; they inherit that no core is written.
+    set_limits();
     let shutdown = Shutdown::listen().context("listen for signals")?;
     up::run(up::Options { file, config, programs }, shutdown).await?;
     Ok(ExitCode::SUCCESS)

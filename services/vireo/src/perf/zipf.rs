@@ -44,9 +44,7 @@ impl Zipf {
             let u: f64 = self.area_high + rng.random::<f64>() * (self.area_low - self.area_high);
             let x = inverse_area(u, self.theta);
             let k = x.round().clamp(1.0, self.n as f64);
-            if k - x <= self.shortcut
-                || u >= area(k + 0.5, self.theta) - hat(k, self.theta)
-            {
+            if k - x <= self.shortcut || u >= area(k + 0.5, self.theta) - hat(k, self.theta) {
                 return k as u64 - 1;
             }
         }
@@ -125,7 +123,9 @@ mod tests {
     #[test]
     fn ranks_come_as_often_as_zipf_says() {
         const SAMPLES: u32 = 400_000;
-        for (n, theta) in [(10_u64, 0.5), (1000, 0.9), (1000, 1.0), (1000, 1.2), (50, 2.5), (1, 1.1)] {
+        for (n, theta) in
+            [(10_u64, 0.5), (1000, 0.9), (1000, 1.0), (1000, 1.2), (50, 2.5), (1, 1.1)]
+        {
             let zipf = Zipf::new(n, theta);
             let mut rng = SmallRng::seed_from_u64(7);
             let mut counts = vec![0_u32; n as usize];
@@ -166,7 +166,8 @@ mod tests {
     #[test]
     fn neighbours_are_laid_apart() {
         let scatter = Scatter::new(1 << 20, 99);
-        let near = (0..1000).filter(|&i| scatter.place(i).abs_diff(scatter.place(i + 1)) < 64).count();
+        let near =
+            (0..1000).filter(|&i| scatter.place(i).abs_diff(scatter.place(i + 1)) < 64).count();
         assert!(near < 10, "{near} of 1000");
     }
 }

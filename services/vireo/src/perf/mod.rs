@@ -1,0 +1,210 @@
+//! `vireo perf`: loads an NVMe controller over [`nvme_driver`] and measures it, in the manner of `spdk_nvme_perf` and fio.
+//!
+//! A run is a number of queue pairs ([`lane`]) on pinned threads ([`run`]); what they counted becomes a table, JSON
+//! ([`report`]) and pictures ([`chart`]). With `--verify` every block is stamped and checked ([`verify`]); with
+//! `--against` two targets take turns ([`against`]); with `--self` the same load runs on a target within this process
+//! ([`null_target`]), which shows what the generator itself costs.
+//!
+//! It does not prepare a target: blocks that were never written are read as they are.
+
+pub mod address;
+pub mod against;
+pub mod chart;
+pub mod clock;
+pub mod lane;
+pub mod null_target;
+pub mod options;
+pub mod pace;
+pub mod progress;
+pub mod report;
+pub mod run;
+pub mod tally;
+pub mod target;
+#[cfg(test)]
+mod tests;
+mod text;
+pub mod units;
+pub mod verify;
+pub mod zipf;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use chart::{LatencySeries, TimeSeries};
+use clock::Clock;
+pub use options::PerfArguments;
+use options::{Load, Output};
+use progress::Progress;
+use report::{LoadReport, RatioReport, Report, RunReport, SCHEMA, TargetReport};
+use run::{Measured, measure};
+use target::{Failure, Target};
+
+/// The options do not fit: nothing was started.
+const EXIT_USAGE: u8 = 2;
+/// It could not be run, an I/O failed, or damage was found.
+const EXIT_FAILURE: u8 = 1;
+/// Pairs of runs when two targets are compared, if nothing else is said.
+const ALTERNATIONS: u32 = 5;
+
+/// Runs `vireo perf`: results on standard output, what goes wrong on standard error. Exit status 2 for options that do
+/// not fit, 1 if the run failed, an I/O failed or damage was found.
+pub fn run(arguments: &PerfArguments) -> ExitCode {
+    let result =
+        arguments.load().map_err(Failure::usage).and_then(|load| perform(arguments, &load));
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(EXIT_FAILURE),
+        Err(failure) => {
+            eprintln!("vireo perf: {failure}");
+            ExitCode::from(if failure.usage { EXIT_USAGE } else { EXIT_FAILURE })
+        }
+    }
+}
+
+/// What was run, in order.
+struct Runs {
+    reports: Vec<RunReport>,
+    measured: Vec<Measured>,
+}
+
+/// Runs everything that was asked for and shows it; `false` if I/Os failed or damage was found.
+fn perform(arguments: &PerfArguments, load: &Load) -> Result<bool, Failure> {
+    let clock = Clock::new();
+    let progress = Progress::new();
+    let own = match arguments.own_cost {
+        true => Some(run_once(&Target::Null, load, &clock, &progress)?),
+        false => None,
+    };
+    let targets: Vec<Target> = [&arguments.target, &arguments.against]
+        .into_iter()
+        .flatten()
+        .cloned()
+        .map(Target::Address)
+        .collect();
+    let rounds = match arguments.against {
+        Some(_) => arguments.alternations.unwrap_or(ALTERNATIONS),
+        None => 1,
+    };
+    let mut runs = Runs { reports: Vec::new(), measured: Vec::new() };
+    for round in 1..=rounds {
+        for (name, target) in ["A", "B"].iter().zip(&targets) {
+            progress.title(if rounds > 1 {
+                format!("{round}/{rounds} {name}")
+            } else {
+                String::new()
+            });
+            let (report, measured) = run_once(target, load, &clock, &progress)?;
+            runs.reports.push(report);
+            runs.measured.push(measured);
+        }
+    }
+    if let (true, Some((report, measured))) = (targets.is_empty(), &own) {
+        runs.reports.push(report.clone());
+        runs.measured.push(measured.clone());
+    }
+    draw(arguments, load, &runs, targets.len())?;
+    let ratio = match arguments.against {
+        Some(_) => {
+            against::Comparison::of(&runs.reports).map(|comparison| RatioReport::new(&comparison))
+        }
+        None => None,
+    };
+    let clean = runs.measured.iter().all(Measured::is_clean);
+    let report = Report {
+        schema: SCHEMA,
+        load: LoadReport::new(load),
+        runs: runs.reports,
+        ratio,
+        own_cost: own.map(|(report, _)| report),
+    };
+    show(&report, arguments.output)?;
+    Ok(clean)
+}
+
+fn run_once(
+    target: &Target,
+    load: &Load,
+    clock: &Clock,
+    progress: &Progress,
+) -> Result<(RunReport, Measured), Failure> {
+    let session = target::open(target, load)?;
+    let measured = measure(&session, load, clock, progress)?;
+    Ok((RunReport::new(TargetReport::new(&session), &measured, load), measured))
+}
+
+fn show(report: &Report, output: Output) -> Result<(), Failure> {
+    if output == Output::Json {
+        let text = serde_json::to_string_pretty(report);
+        println!("{}", text.map_err(|error| Failure::new(error.to_string()))?);
+        return Ok(());
+    }
+    match (&report.ratio, report.runs.as_slice()) {
+        (None, [run]) => print!("{}", report::table(run, &report.load)),
+        _ => print!("{}", report::comparison_table(report)),
+    }
+    if let Some(own) = &report.own_cost {
+        print!("{}", report::own_cost_line(own, &report.load));
+    }
+    Ok(())
+}
+
+/// Writes the pictures that were asked for.
+fn draw(
+    arguments: &PerfArguments,
+    load: &Load,
+    runs: &Runs,
+    targets: usize,
+) -> Result<(), Failure> {
+    let title = format!(
+        "{} {}, depth {}, {} queue pair{}",
+        load.pattern.name(),
+        units::show_size(load.block_size as f64),
+        load.depth,
+        load.queues,
+        if load.queues == 1 { "" } else { "s" }
+    );
+    // Of a comparison the last round.
+    let last = runs.reports.len() - targets.max(1);
+    let (reports, measured) = (&runs.reports[last..], &runs.measured[last..]);
+    let name = |index: usize| match reports {
+        [_] => String::new(),
+        _ => format!("{}: {}", ["A", "B"][index.min(1)], reports[index].target.address),
+    };
+    if let Some(path) = &arguments.histogram {
+        let mut series = Vec::new();
+        for (index, measured) in measured.iter().enumerate() {
+            for (kind, tally) in ["reads", "writes"].iter().zip(&measured.kinds) {
+                let name = format!("{} {kind}", name(index));
+                series.push(LatencySeries { name: name.trim_start().to_owned(), tally });
+            }
+        }
+        write_picture(path, chart::histogram(&title, &series))?;
+    }
+    if let Some(path) = &arguments.timeline {
+        let series: Vec<_> = reports
+            .iter()
+            .enumerate()
+            .map(|(index, report)| {
+                let name = name(index);
+                let name = if name.is_empty() { report.target.address.clone() } else { name };
+                TimeSeries { name, points: &report.timeline }
+            })
+            .collect();
+        write_picture(path, chart::timeline(&title, &series))?;
+    }
+    Ok(())
+}
+
+fn write_picture(
+    path: &Path,
+    picture: Result<String, Box<dyn std::error::Error>>,
+) -> Result<(), Failure> {
+    let picture =
+        picture.map_err(|error| Failure::new(format!("draw {}: {error}", path.display())))?;
+    std::fs::write(path, picture).map_err(|error| {
+        Failure::new(format!(
+            "write {}: {error}: say a file in a directory that can be written",
+            path.display()
+        ))
+    })
+}

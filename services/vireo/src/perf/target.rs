@@ -1,0 +1,213 @@
+//! Reaching what is to be loaded, and seeing that the load fits it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use nvme_driver::{ConnectError, Controller, Error, Namespace, Options};
+use nvme_spec::Nsid;
+
+use super::lane::Geometry;
+use super::null_target::{NullMedium, NullTarget};
+use super::options::{Completions, Load};
+use super::verify::ledger;
+
+/// Longest wait for a target's first answers and for its answers to admin commands: a person sees an error within five
+/// seconds, whatever the target does.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Why there is no result. One line, with what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub struct Failure {
+    /// The line.
+    pub text: String,
+    /// Whether the options are to blame: exit status 2 instead of 1.
+    pub usage: bool,
+}
+
+/// What is loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// A controller somewhere.
+    Address(String),
+    /// The target within this process that completes everything at once.
+    Null,
+}
+
+/// A controller and namespace that a load fits.
+#[derive(Debug)]
+pub struct Session {
+    /// The controller.
+    pub controller: Controller,
+    /// The namespace.
+    pub namespace: Namespace,
+    /// Where the I/Os lie.
+    pub geometry: Geometry,
+    /// How many of them the range holds.
+    pub blocks: u64,
+}
+
+impl Failure {
+    /// Something outside failed.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self { text: text.into(), usage: false }
+    }
+
+    /// The options do not fit.
+    pub fn usage(text: impl Into<String>) -> Self {
+        Self { text: text.into(), usage: true }
+    }
+}
+
+impl From<ConnectError> for Failure {
+    fn from(error: ConnectError) -> Self {
+        let usage = matches!(error, ConnectError::Address(_));
+        Self { text: error.to_string(), usage }
+    }
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Address(address) => f.write_str(address),
+            Self::Null => f.write_str("null target in this process"),
+        }
+    }
+}
+
+/// Settings of the driver under which nothing hangs for more than a few seconds.
+#[must_use]
+pub fn driver_options() -> Options {
+    Options { connect_timeout: ANSWER_TIMEOUT, admin_timeout: ANSWER_TIMEOUT, ..Options::default() }
+}
+
+/// Connects and checks that the load fits.
+///
+/// # Errors
+/// [`Failure`].
+pub fn open(target: &Target, load: &Load) -> Result<Session, Failure> {
+    let options = Options {
+        io_timeout: load.io_timeout,
+        queues: load.queues,
+        interrupts: load.completions == Completions::Interrupt,
+        ..driver_options()
+    };
+    let controller = match target {
+        Target::Address(address) => Controller::connect_with(address, &options)?,
+        Target::Null => {
+            let transport = NullTarget::new(NullMedium);
+            Controller::over(Arc::new(transport), &target.to_string(), &options)?
+        }
+    };
+    over(controller, load)
+}
+
+/// Checks that the load fits this controller.
+///
+/// # Errors
+/// [`Failure`].
+pub fn over(controller: Controller, load: &Load) -> Result<Session, Failure> {
+    let granted = controller.granted_queues();
+    if granted < load.queues {
+        return Err(Failure::new(format!(
+            "controller grants {granted} queue pairs, not {}: say --queues {granted}",
+            load.queues
+        )));
+    }
+    let namespace = choose(&controller, load.namespace)?;
+    if load.pattern.writes() && !namespace.is_writable() {
+        return Err(Failure::new(format!(
+            "namespace {} is write protected: say --pattern read or randread, or lift its protection (feature 84h)",
+            namespace.nsid()
+        )));
+    }
+    let (geometry, blocks) = fit(&namespace, load)?;
+    Ok(Session { controller, namespace, geometry, blocks })
+}
+
+fn choose(controller: &Controller, nsid: Option<u32>) -> Result<Namespace, Failure> {
+    let nsid = match nsid {
+        Some(nsid) => Nsid(nsid),
+        None => {
+            let active = controller.active_namespaces().map_err(|error| explain(&error))?;
+            *active.first().ok_or_else(|| {
+                Failure::new("controller has no active namespace: attach one to it first")
+            })?
+        }
+    };
+    controller.namespace(nsid).map_err(|error| explain(&error))
+}
+
+/// An error of the driver in one line.
+#[must_use]
+pub fn explain(error: &Error) -> Failure {
+    let text = one_line(error);
+    match error {
+        Error::NoNamespace { .. } => Failure::new(format!("{text}; choose one with --namespace")),
+        Error::Gone => {
+            Failure::new(format!("{text}: its target ended; see its log, then start it again"))
+        }
+        Error::TimedOut { .. } => {
+            Failure::new(format!("{text}: it hangs; see its log, then restart it"))
+        }
+        _ => Failure::new(text),
+    }
+}
+
+/// An error with its causes.
+#[must_use]
+pub fn one_line(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text.replace('\n', " ")
+}
+
+/// Where the load's I/Os lie in the namespace.
+fn fit(namespace: &Namespace, load: &Load) -> Result<(Geometry, u64), Failure> {
+    let lba = u64::from(namespace.block_size());
+    let nsid = namespace.nsid();
+    if !load.block_size.is_multiple_of(lba) {
+        return Err(Failure::new(format!(
+            "--block-size {} is no multiple of namespace {nsid}'s blocks of {lba} bytes: say --block-size {}",
+            load.block_size,
+            load.block_size.next_multiple_of(lba)
+        )));
+    }
+    if !load.offset.is_multiple_of(lba) {
+        return Err(Failure::new(format!(
+            "--offset {} is no multiple of namespace {nsid}'s blocks of {lba} bytes",
+            load.offset
+        )));
+    }
+    let bytes = namespace.bytes();
+    let left = bytes.saturating_sub(load.offset);
+    let size = load.size.unwrap_or(left);
+    let blocks = size / load.block_size;
+    if size > left || blocks == 0 {
+        return Err(Failure::new(format!(
+            "namespace {nsid} has {bytes} bytes: --offset {} and --size {size} with --block-size {} do not fit",
+            load.offset, load.block_size
+        )));
+    }
+    let geometry = Geometry { first_lba: load.offset / lba, lbas: load.block_size / lba };
+    if load.verify.is_some() && load.pattern.writes() {
+        let share = blocks / u64::from(load.queues);
+        if share > ledger::BLOCKS_MAX {
+            return Err(Failure::new(format!(
+                "--verify remembers at most {} blocks a queue pair: narrow the range with --size",
+                ledger::BLOCKS_MAX
+            )));
+        }
+        if share == 0 {
+            return Err(Failure::new(format!(
+                "--verify gives each queue pair blocks of its own, and the range has only {blocks}: widen it or say --queues {blocks}"
+            )));
+        }
+    }
+    Ok((geometry, blocks))
+}
