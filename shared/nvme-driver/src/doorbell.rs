@@ -7,7 +7,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering, fence};
 
-use ipc::guest_memory::HostSlice;
+use ipc::guest_memory::{Access, HostSlice, Region};
 use nvme_spec::QueueId;
 use nvme_spec::register::{DoorbellKind, shadow_doorbell_offset};
 
@@ -58,6 +58,16 @@ impl Doorbell {
         let word = NonNull::new(slice.as_ptr())?.cast::<AtomicU32>();
         let fits = slice.len() >= size_of::<u32>() && word.is_aligned();
         fits.then_some(Self { target: Target::Mapped { word, _mapping: mapping } })
+    }
+
+    /// The doorbell at `offset` of mapped memory; `None` if it does not lie within, is not aligned or cannot be written.
+    #[must_use]
+    pub fn in_region(region: &Arc<Region>, offset: u64) -> Option<Self> {
+        let slice = region.slice(offset, size_of::<u32>(), Access::READ_WRITE)?;
+        let keep: Arc<dyn Any + Send + Sync> = Arc::<Region>::clone(region);
+        // SAFETY: the slice lies within the region and may be written (checked by `slice`); the region stays mapped as
+        // long as `keep` lives.
+        unsafe { Self::mapped(slice, keep) }
     }
 
     /// The doorbell at `offset` of BAR0, written by messages.

@@ -1,7 +1,5 @@
 //! A controller behind a vfio-user server's socket.
-#![allow(unsafe_code)]
 
-use std::any::Any;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -230,10 +228,7 @@ impl Transport for VfioUser {
     fn doorbell(&self, offset: u64) -> Option<Doorbell> {
         let mapping = self.doorbells.as_ref()?;
         let within = offset.checked_sub(mapping.first).filter(|&at| at + 4 <= mapping.len)?;
-        let slice = mapping.region.slice(mapping.at + within, 4, Access::READ_WRITE)?;
-        let keep: Arc<dyn Any + Send + Sync> = Arc::<Region>::clone(&mapping.region);
-        // SAFETY: the slice lies within the region, which is mapped as long as `keep` lives.
-        unsafe { Doorbell::mapped(slice, keep) }
+        Doorbell::in_region(&mapping.region, mapping.at + within)
     }
 
     fn doorbell_cost(&self) -> DoorbellCost {
