@@ -67,9 +67,12 @@ bench: tools-build ## Speed, as a table of ratios to the floor measured in the s
 	cargo bench $(LOCKED) -p vireo-tests
 
 .PHONY: chaos
-chaos: tools-build guest ## Processes killed at random under running I/O
+chaos: tools-build guest ## Deaths, resets and hostile clients: VIREO_SEEDS (20000) seeds, processes killed CHAOS_ROUNDS (20) times over
 	cargo build $(LOCKED) --release --workspace --bins
-	cargo test $(LOCKED) --release -p vireo-tests --test chaos -- --include-ignored --nocapture
+	VIREO_SEEDS=$(or $(VIREO_SEEDS),20000) cargo test $(LOCKED) --release -p vireo-tests --test simulation
+	for round in $$(seq $(or $(CHAOS_ROUNDS),20)); do \
+		cargo test $(LOCKED) --release -p vireo-tests --test processes --test hostile; \
+	done
 
 .PHONY: fuzz
 fuzz: tools-build tools-fuzz ## Every fuzz target for FUZZ_SECONDS (600) each

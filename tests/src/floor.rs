@@ -39,7 +39,7 @@ pub fn serve(
             }
         }
         polls = polls.wrapping_add(1);
-        if polls % 1024 == 0 && stop.load(Ordering::Relaxed) {
+        if polls.is_multiple_of(1024) && stop.load(Ordering::Relaxed) {
             return;
         }
     }

@@ -38,7 +38,7 @@ fn reaping_guest_is_left_alone_until_it_stops() {
     let rig = worker.attach(1, 1, ENTRIES, Some(null(0)));
     let event = connect(&mut worker, &rig, 1);
     let mut queue = rig.queue(1, ENTRIES);
-    let mut submit = |queue: &mut vireo_tests::client::Queue<'_>| {
+    let submit = |queue: &mut vireo_tests::client::Queue<'_>| {
         queue.push(read(1, 0, rig.buffers(1)));
         queue.ring();
     };
