@@ -269,6 +269,25 @@ fn a_reset_by_another_handle_ends_requests_and_the_queue_comes_back() {
 }
 
 #[test]
+fn what_is_submitted_after_a_reset_is_not_ended_by_it() {
+    let target = Scripted::start(Script { mdts: 1, ..Script::default() });
+    let controller = target.connect();
+    let namespace = controller.namespace(Nsid(1)).unwrap();
+    let mut queue = controller.queue_pair(&QueueOptions::default()).unwrap();
+    for len in [4096, 64 * 1024] {
+        controller.reset().unwrap();
+        let buffer = controller.allocate(len).unwrap();
+        let done = queue.run(Request::write(&namespace, Lba(0), buffer)).unwrap();
+        assert_eq!(done.result, Ok(0));
+    }
+    controller.reset().unwrap();
+    let flush = Command::nvm(NvmOpcode::FLUSH, nvme_spec::CommandId(0), Nsid(1));
+    queue.submit_command(flush, None, 7).unwrap();
+    let done = queue.wait_next().unwrap();
+    assert_eq!((done.token, done.result), (7, Ok(0)));
+}
+
+#[test]
 fn a_controller_that_cannot_be_disabled_is_given_up() {
     let target = Scripted::start(Script { never_disabled: true, to: 1, ..Script::default() });
     let controller = target.connect();

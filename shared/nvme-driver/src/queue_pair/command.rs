@@ -21,6 +21,7 @@ impl QueuePair {
         buffer: Option<DmaBuffer>,
         token: u64,
     ) -> Result<(), (Reason, Option<DmaBuffer>)> {
+        self.renew_if_idle();
         if let Err(reason) = self.takes(buffer.as_ref()) {
             return Err((reason, buffer));
         }

@@ -49,8 +49,7 @@ impl QueuePair {
         if self.unacked > 0 {
             self.ack();
         }
-        let generation = self.cold.inner.generation();
-        if generation != self.cold.generation {
+        if self.is_stale() {
             return self.fail();
         }
         if !self.is_busy() {
@@ -189,6 +188,19 @@ impl QueuePair {
             self.revive();
         }
         ended
+    }
+
+    /// Whether the controller was disabled or given up since the queues were made.
+    #[inline]
+    pub(super) fn is_stale(&self) -> bool {
+        self.cold.inner.generation() != self.cold.generation
+    }
+
+    /// Makes stale queues again before anything is submitted to them: what comes after a reset is not ended by it.
+    pub(super) fn renew_if_idle(&mut self) {
+        if self.is_stale() && !self.is_busy() && self.cold.failing.is_none() && !self.cold.dead {
+            self.revive();
+        }
     }
 
     /// Makes the queues again after a reset, or is dead.

@@ -19,7 +19,8 @@ impl QueuePair {
         reason = "the request comes back by value: nothing is allocated"
     )]
     pub fn submit(&mut self, request: Request) -> Result<(), Rejected> {
-        if self.free == NONE || self.plain(&request).is_err() {
+        let idle_and_stale = self.in_flight == 0 && self.is_stale();
+        if self.free == NONE || idle_and_stale || self.plain(&request).is_err() {
             return self.submit_other(request);
         }
         self.send_whole(request, State::Whole, Fuse::NORMAL);
@@ -93,6 +94,7 @@ impl QueuePair {
     #[cold]
     #[allow(clippy::result_large_err, reason = "as in `submit`")]
     fn submit_other(&mut self, request: Request) -> Result<(), Rejected> {
+        self.renew_if_idle();
         match self.check(&request) {
             Err(reason) => Err(Rejected { reason, request }),
             Ok(()) if request.is_one_command() => {
@@ -158,6 +160,7 @@ impl QueuePair {
         compare: Request,
         write: Request,
     ) -> Result<(), (Rejected, Request)> {
+        self.renew_if_idle();
         for first in [true, false] {
             let request = if first { &compare } else { &write };
             if let Err(reason) = self.check(request).and_then(|()| self.plain(request)) {
