@@ -38,10 +38,7 @@ fn state(host: &Host) -> String {
 
 #[tokio::test]
 async fn backends_are_told_before_frontends() {
-    let (host, fakes) = Host::start();
-    *fakes["b1"].delay.lock().unwrap() = Duration::from_millis(200);
-    let managed = host.manage().await;
-    managed.reached().await;
+    let (host, _fakes, managed) = started().await;
     let mut told = host.told();
     told[..2].sort();
     told[2..].sort();
@@ -61,10 +58,7 @@ async fn a_process_that_comes_again_is_told_again_and_nobody_else() {
         host.kill(name).await;
         let mut progress = managed.manager.progress();
         progress.wait_for(|progress| !progress.reached()).await.unwrap();
-        let again = host.run(name);
-        *again.delay.lock().unwrap() = Duration::from_millis(100);
-        let pending = format!("{name}: has not answered yet");
-        progress.wait_for(|p| p.failures.iter().any(|f| f.ends_with(&pending))).await.unwrap();
+        host.run(name);
         managed.reached().await;
         assert_eq!(host.told(), [line]);
     }
@@ -114,25 +108,6 @@ async fn failures_are_told_and_tried_again_until_they_are_gone() {
 }
 
 #[tokio::test]
-async fn what_failed_for_want_of_a_backend_is_done_as_soon_as_it_is_there() {
-    let (mut host, fakes, managed) = started().await;
-    *fakes["f0"].failures.lock().unwrap() = vec![failure("namespace 1", "no backend")];
-    host.kill("b1").await;
-    host.edit(&[("64MiB", "128MiB")]);
-    managed.reload().await.unwrap();
-    // By now the frontend is tried again every few seconds only.
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    host.told();
-    host.run("b1");
-    until("the backend is told", || host.has_told("b1: mem1")).await;
-    let start = Instant::now();
-    until("the frontend is told", || host.has_told("f0: s0/1 vm0")).await;
-    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
-    fakes["f0"].failures.lock().unwrap().clear();
-    managed.reached().await;
-}
-
-#[tokio::test]
 async fn what_is_new_goes_from_the_bdev_to_the_endpoint() {
     let (host, fakes, managed) = started().await;
     let old = fakes["f0"].targets.lock().unwrap().clone();
@@ -167,10 +142,6 @@ async fn what_is_removed_goes_from_the_endpoint_to_the_bdev() {
     assert_eq!(result.failures, [""; 0]);
     assert_eq!(host.told(), ["f0: ", "b0: "], "the bdev outlives its namespace");
     until("the old configuration is forgotten", || !state(&host).contains("leaving")).await;
-    // Now another one of its name may come.
-    host.edit(&[("64MiB", "32MiB")]);
-    let changes = managed.reload().await.unwrap().changes;
-    assert_eq!(changes, ["bdev mem0 added", "namespace 1 of s0 added", "endpoint vm0 added"]);
 }
 
 #[tokio::test]
