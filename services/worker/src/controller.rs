@@ -91,8 +91,9 @@ pub enum Change {
     SetVectors(usize, Vec<Option<EventFd>>),
     /// The channel of a namespace's row and generation.
     Channel(usize, u32, Box<AnyChannel>),
-    /// The backend behind a row's channel is gone.
-    BackendGone(usize),
+    /// The backend behind a channel that was opened for this row is gone; the channel by its
+    /// [`crate::namespaces::address`]. It may be in use no more.
+    BackendGone(usize, usize),
 }
 
 /// What is to be dropped elsewhere: unmapping and closing are system calls.
@@ -286,7 +287,7 @@ impl Controller {
             Change::Channel(row, generation, channel) => {
                 garbage.channel = self.namespaces.install(row, generation, channel);
             }
-            Change::BackendGone(row) => self.lose_channel(row),
+            Change::BackendGone(row, channel) => self.backend_gone(row, channel),
         }
         self.garbage.push_back(garbage);
     }

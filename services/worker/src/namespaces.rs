@@ -36,6 +36,8 @@ pub struct Namespaces {
     entries: Vec<Entry>,
     /// Rows that have a channel.
     open: Vec<u16>,
+    /// Channels that took no place: what they were opened for is gone.
+    discarded: Vec<Box<AnyChannel>>,
 }
 
 impl Namespaces {
@@ -54,6 +56,7 @@ impl Namespaces {
         Self {
             entries: (0..MAX_NAMESPACES).map(|_| none()).collect(),
             open: Vec::with_capacity(MAX_NAMESPACES),
+            discarded: Vec::new(),
         }
     }
 
@@ -104,6 +107,8 @@ impl Namespaces {
         if !attached || other_device {
             entry.retiring = entry.channel.is_some();
             entry.opening = false;
+            // It leads to the device of before, and must not come into use for this one.
+            self.discarded.extend(entry.next.take());
         }
         (entry.generation, entry.force_ring) = (generation, force_ring);
         entry.view = (attached && BLOCK_SHIFTS.contains(&block_shift)).then_some(Namespace {
@@ -154,19 +159,45 @@ impl Namespaces {
         old
     }
 
-    /// The backend of a row's channel is gone. Returns the generation to ask a new channel for, if that has not been
-    /// done.
+    /// A row's channel is of no more use. Returns the generation to ask a new channel for, if none is there or asked
+    /// for.
     pub fn lose(&mut self, row: usize) -> Option<u32> {
         let entry = self.entries.get_mut(row)?;
         if let Some(channel) = entry.channel.as_deref_mut() {
             set_gone(channel);
         }
         entry.retiring = entry.channel.is_some();
-        if entry.opening || entry.view.is_none() {
+        if entry.opening || entry.view.is_none() || entry.next.is_some() {
             return None;
         }
         entry.opening = true;
         Some(entry.generation)
+    }
+
+    /// Whether `channel` ([`address`]) is the one in use in this row. One that waits to take its place is discarded,
+    /// and its successor is asked for by the generation that is returned beside.
+    pub fn is_lost(&mut self, row: usize, channel: usize) -> (bool, Option<u32>) {
+        let Some(entry) = self.entries.get_mut(row) else { return (false, None) };
+        let is = |held: &Option<Box<AnyChannel>>| {
+            held.as_deref().is_some_and(|held| address(held) == channel)
+        };
+        if is(&entry.channel) {
+            return (true, None);
+        }
+        if !is(&entry.next) {
+            return (false, None);
+        }
+        self.discarded.extend(entry.next.take());
+        if entry.opening || entry.view.is_none() {
+            return (false, None);
+        }
+        entry.opening = true;
+        (false, Some(entry.generation))
+    }
+
+    /// A channel that took no place, to be closed.
+    pub fn take_discarded(&mut self) -> Option<Box<AnyChannel>> {
+        self.discarded.pop()
     }
 
     /// Takes out a channel that is retiring or gone and has nothing outstanding.
@@ -185,6 +216,11 @@ impl Namespaces {
     }
 }
 
+/// What tells a channel from all others for as long as it lives.
+pub fn address(channel: &AnyChannel) -> usize {
+    std::ptr::from_ref(channel).addr()
+}
+
 /// The backend is dead: what its ring has outstanding ends.
 fn set_gone(channel: &mut AnyChannel) {
     match channel {
@@ -196,5 +232,96 @@ fn set_gone(channel: &mut AnyChannel) {
         }
         AnyChannel::Fault(fault) => set_gone(fault.inner_mut()),
         AnyChannel::Null(_) | AnyChannel::File(_) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bdev::channel::{Geometry, Submitted};
+    use bdev::null::NullChannel;
+    use bdev::request::{Op, Request as DeviceRequest};
+    use ipc::guest_memory::RegionTable;
+    use ipc::layout::controller::ControllerLayout;
+    use ipc::segment::Segment;
+
+    const BYTES: u64 = 1 << 20;
+
+    /// A channel of a device of `size` bytes; what it is given takes a second.
+    fn channel(size: u64) -> Box<AnyChannel> {
+        let geometry = Geometry { size, read_only: false };
+        Box::new(AnyChannel::Null(NullChannel::new(geometry, 1_000_000_000)))
+    }
+
+    fn occupy(namespaces: &mut Namespaces) {
+        let channel = namespaces.get_mut(0).unwrap().channel.as_deref_mut().unwrap();
+        let flush = DeviceRequest::new(Op::Flush, 0, 0, &[], 7);
+        assert_eq!(channel.submit(&flush, &RegionTable::new(), 0), Submitted::Pending);
+    }
+
+    fn finish(namespaces: &mut Namespaces) {
+        let channel = namespaces.get_mut(0).unwrap().channel.as_deref_mut().unwrap();
+        assert_eq!(channel.poll(u64::MAX, &mut |_, _| {}), 1);
+    }
+
+    fn row(segment: &Segment<ControllerLayout>, generation: u32, bytes: u64) -> &NamespaceRow {
+        let row = &segment.namespaces[0];
+        row.generation.store(generation, Ordering::Relaxed);
+        row.block_shift.store(9, Ordering::Relaxed);
+        row.blocks.store(bytes >> 9, Ordering::Relaxed);
+        row.state.store(1, Ordering::Release);
+        row
+    }
+
+    /// A namespace whose channel is busy, and one behind it that waits for its place, as after growth.
+    fn busy_and_next(segment: &Segment<ControllerLayout>) -> (Namespaces, usize) {
+        let mut namespaces = Namespaces::new();
+        assert!(namespaces.load(0, row(segment, 1, BYTES)).is_some());
+        assert!(namespaces.install(0, 1, channel(BYTES)).is_none());
+        occupy(&mut namespaces);
+        assert!(namespaces.load(0, row(segment, 1, 2 * BYTES)).is_some(), "it outgrew its channel");
+        let next = channel(2 * BYTES);
+        let address = address(&next);
+        assert!(namespaces.install(0, 1, next).is_none());
+        (namespaces, address)
+    }
+
+    #[test]
+    fn waiting_channel_takes_its_place() {
+        let segment = Segment::create("test", 1).unwrap();
+        let (mut namespaces, next) = busy_and_next(&segment);
+        assert!(namespaces.take_finished(0).is_none());
+        finish(&mut namespaces);
+        assert!(namespaces.take_finished(0).is_some());
+        let entry = namespaces.get(0).unwrap();
+        assert_eq!(entry.channel.as_deref().map(address), Some(next));
+        assert!(!entry.retiring);
+    }
+
+    #[test]
+    fn waiting_channel_of_a_removed_device_never_serves_its_successor() {
+        let segment = Segment::create("test", 1).unwrap();
+        let (mut namespaces, next) = busy_and_next(&segment);
+        segment.namespaces[0].state.store(0, Ordering::Release);
+        assert!(namespaces.load(0, &segment.namespaces[0]).is_none());
+        assert!(namespaces.load(0, row(&segment, 2, BYTES)).is_some(), "another device's channel");
+        assert_eq!(namespaces.take_discarded().as_deref().map(address), Some(next));
+        finish(&mut namespaces);
+        assert!(namespaces.take_finished(0).is_some());
+        assert!(namespaces.get(0).unwrap().channel.is_none());
+    }
+
+    #[test]
+    fn death_of_another_backend_leaves_the_channel() {
+        let segment = Segment::create("test", 1).unwrap();
+        let (mut namespaces, next) = busy_and_next(&segment);
+        assert_eq!(namespaces.is_lost(0, 1), (false, None));
+        assert_eq!(namespaces.get(0).unwrap().channel.as_ref().unwrap().outstanding(), 1);
+        let present = address(namespaces.get(0).unwrap().channel.as_deref().unwrap());
+        assert_eq!(namespaces.is_lost(0, present), (true, None));
+        assert_eq!(namespaces.lose(0), None, "its successor is there");
+        assert_eq!(namespaces.is_lost(0, next), (false, Some(1)), "one that waits is replaced");
+        assert_eq!(namespaces.take_discarded().as_deref().map(address), Some(next));
+        assert!(namespaces.take_discarded().is_none());
     }
 }

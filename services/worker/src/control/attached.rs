@@ -1,7 +1,6 @@
 //! A controller that this worker serves, as the control thread knows it: its memory, and what backends have of it.
 
 use super::Control;
-use bdev::channel::AnyChannel;
 use ipc::guest_memory::{Region, RegionId};
 use ipc::layout::controller::ControllerLayout;
 use ipc::segment::Segment;
@@ -27,7 +26,7 @@ pub(super) struct Attached {
     pub waiting: VecDeque<oneshot::Sender<()>>,
     /// Who waits for the controller's end.
     pub detached: Option<oneshot::Sender<()>>,
-    /// Channels by [`address`].
+    /// Channels by [`crate::namespaces::address`].
     pub channels: HashMap<usize, Opened>,
     /// Tasks that open channels, or watch over them.
     pub openers: JoinSet<()>,
@@ -104,6 +103,29 @@ impl Opened {
         match self.session.tell(body, &[]).await {
             Ok(_) | Err(ControlError::Closed { .. }) => {}
             Err(error) => tracing::warn!(error = error.line(), "channel not closed"),
+        }
+    }
+}
+
+/// A channel that is granted, and closed again if nobody takes it: its task may be ended at any point of the way.
+pub(super) struct Unclaimed(Option<Opened>);
+
+impl Unclaimed {
+    /// Of a grant that just came.
+    pub fn new(opened: Opened) -> Self {
+        Self(Some(opened))
+    }
+
+    /// Takes the channel over.
+    pub fn claim(mut self) -> Option<Opened> {
+        self.0.take()
+    }
+}
+
+impl Drop for Unclaimed {
+    fn drop(&mut self) {
+        if let Some(opened) = self.0.take() {
+            tokio::spawn(opened.close());
         }
     }
 }
@@ -185,9 +207,4 @@ impl Handed {
         }
         Ok(())
     }
-}
-
-/// What tells a channel from all others for as long as it lives.
-pub(super) fn address(channel: &AnyChannel) -> usize {
-    std::ptr::from_ref(channel).addr()
 }

@@ -58,6 +58,9 @@ pub struct Control {
     kick: EventFd,
     bit_bucket: Arc<Region>,
     controllers: Mutex<HashMap<u128, Attached>>,
+    /// Held while a controller is attached or detached: a frontend that connects anew may come before its old connection
+    /// is known to be gone.
+    lives: Mutex<HashMap<u128, Arc<tokio::sync::Mutex<()>>>>,
     backends: Mutex<HashMap<String, Arc<Client>>>,
     this: Weak<Self>,
 }
@@ -79,6 +82,7 @@ impl Control {
             kick,
             bit_bucket,
             controllers: Mutex::default(),
+            lives: Mutex::default(),
             backends: Mutex::default(),
             this: this.clone(),
         }))
@@ -135,7 +139,7 @@ impl Control {
         let mut controllers = self.controllers();
         let Some(attached) = controllers.get_mut(&id) else { return };
         if let Some(channel) = channel {
-            let closing = attached.channels.remove(&attached::address(&channel));
+            let closing = attached.channels.remove(&crate::namespaces::address(&channel));
             drop(channel);
             if let Some(opened) = closing {
                 tokio::spawn(opened.close());
@@ -219,7 +223,9 @@ impl Control {
         let doorbells = DoorbellPage::open(doorbells).map_err(|error| failed(&error))?;
         let frontend = EventFd::from_client(frontend).map_err(|error| failed(&error))?;
         let kick = self.kick.try_clone().map_err(|error| failed(&error))?;
-        self.detach(id).await;
+        let life = self.life(id);
+        let _held = life.lock().await;
+        self.let_go(id).await;
         if self.controllers().len() >= MAX_CONTROLLERS {
             return Err(Failure::exhausted(format!("{MAX_CONTROLLERS} controllers are attached")));
         }
@@ -240,8 +246,25 @@ impl Control {
         Ok(Answer::with_fds(done, vec![kick.into_fd()]))
     }
 
-    /// Lets go of a controller: returns when nothing of it is in flight or mapped. None such is well.
-    async fn detach(&self, id: u128) {
+    /// Lets go of a controller that came over this connection. None such is well.
+    async fn detach(&self, id: u128, connection: ConnectionId) {
+        let life = self.life(id);
+        let held = life.lock().await;
+        let theirs = self.controllers().get(&id).is_some_and(|a| a.connection == connection);
+        if theirs {
+            self.let_go(id).await;
+        }
+        drop(held);
+        drop(life);
+        lock(&self.lives).retain(|_, life| Arc::strong_count(life) > 1);
+    }
+
+    fn life(&self, id: u128) -> Arc<tokio::sync::Mutex<()>> {
+        Arc::clone(lock(&self.lives).entry(id).or_default())
+    }
+
+    /// Lets go of a controller: returns when nothing of it is in flight or mapped. Its life is held.
+    async fn let_go(&self, id: u128) {
         let (tell, told) = oneshot::channel();
         {
             let mut controllers = self.controllers();
@@ -351,7 +374,7 @@ impl Handler for Control {
         match std::mem::replace(&mut request.body, none) {
             request::Body::AttachController(attach) => self.attach(&mut request, attach).await,
             request::Body::DetachController(detach) => {
-                self.detach(id_from_bytes(&detach.controller_id)?).await;
+                self.detach(id_from_bytes(&detach.controller_id)?, request.connection).await;
                 Ok(Answer::done())
             }
             request::Body::AddRegion(add) => self.add_region(&mut request, add).await,
@@ -375,7 +398,7 @@ impl Handler for Control {
             .map(|(&id, _)| id)
             .collect();
         for id in gone {
-            self.detach(id).await;
+            self.detach(id, connection).await;
         }
     }
 }

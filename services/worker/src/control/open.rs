@@ -1,8 +1,9 @@
 //! Opens a channel to a namespace's block device, and watches over the backend that it leads to.
 
-use super::attached::{Opened, address};
+use super::attached::{Opened, Unclaimed};
 use super::{Control, not_attached};
 use crate::controller::Change;
+use crate::namespaces::address;
 use bdev::channel::{AnyChannel, Geometry};
 use bdev::malloc::MallocChannel;
 use bdev::null::NullChannel;
@@ -43,7 +44,7 @@ pub(super) async fn open(control: Arc<Control>, wanted: Wanted) {
     let mut pause = MIN_PAUSE;
     while let Some((backend, bdev)) = names(&control, &wanted) {
         match attempt(&control, &wanted, &backend, &bdev).await {
-            Ok(session) => return watch(&control, &wanted, &session).await,
+            Ok((session, channel)) => return watch(&control, &wanted, &session, channel).await,
             Err(failure) => {
                 // The pause grows: this floods no log.
                 tracing::warn!(bdev, backend, reason = failure.message(), "no channel yet");
@@ -64,31 +65,17 @@ fn names(control: &Control, wanted: &Wanted) -> Option<(String, String)> {
     (there && same).then(|| (row.backend.load(), row.bdev.load()))
 }
 
+/// One attempt. The session that the channel hangs on, and the channel's address.
 async fn attempt(
     control: &Control,
     wanted: &Wanted,
     backend: &str,
     bdev: &str,
-) -> Result<Session, Failure> {
+) -> Result<(Session, usize), Failure> {
     let internal = |error: service::control::ControlError| Failure::unavailable(error.line());
     let session = control.backend(backend).session(PATIENCE).await.map_err(internal)?;
-    let body = request::Body::OpenChannel(OpenChannel {
-        controller_id: id_to_bytes(wanted.id),
-        bdev: bdev.to_owned(),
-        force_ring: wanted.force_ring,
-    });
-    let answer = session.call(body, &[control.kick.as_fd()]).await.map_err(internal)?;
-    let Answer { body: reply::Body::ChannelGrant(grant), fds } = answer else {
-        return Err(Failure::unavailable("the backend answered something else than a channel"));
-    };
-    let opened = Opened { session: session.clone(), channel_id: grant.channel_id };
-    let channel = match channel(&grant, fds) {
-        Ok(channel) => Box::new(channel),
-        Err(failure) => {
-            opened.close().await;
-            return Err(failure);
-        }
-    };
+    let (grant, fds, unclaimed) = ask(control, wanted, bdev, &session).await?;
+    let channel = Box::new(channel(&grant, fds)?);
     if grant.has_ring {
         let share = {
             let mut controllers = control.controllers();
@@ -99,17 +86,45 @@ async fn attempt(
             None => false,
         };
         if !shared {
-            opened.close().await;
             return Err(Failure::unavailable("the backend did not take the client's memory"));
         }
     }
+    let address = address(&channel);
     {
         let mut controllers = control.controllers();
         let attached = controllers.get_mut(&wanted.id).ok_or_else(|| not_attached(wanted.id))?;
-        attached.channels.insert(address(&channel), opened);
+        attached.channels.extend(unclaimed.claim().map(|opened| (address, opened)));
     }
     control.change(wanted.id, Change::Channel(wanted.row, wanted.generation, channel)).await?;
-    Ok(session)
+    Ok((session, address))
+}
+
+/// Asks for the channel in a task of its own: clients come and go as they like, and an answer that nobody waits for any
+/// more would leave the channel, and the lease that goes with it, granted for as long as this process lives.
+async fn ask(
+    control: &Control,
+    wanted: &Wanted,
+    bdev: &str,
+    session: &Session,
+) -> Result<(ChannelGrant, Vec<OwnedFd>, Unclaimed), Failure> {
+    let body = request::Body::OpenChannel(OpenChannel {
+        controller_id: id_to_bytes(wanted.id),
+        bdev: bdev.to_owned(),
+        force_ring: wanted.force_ring,
+    });
+    let kick = control.kick.try_clone().map_err(|error| Failure::internal(&error))?;
+    let session = session.clone();
+    let task = tokio::spawn(async move {
+        let answer = session.call(body, &[kick.as_fd()]).await;
+        match answer.map_err(|error| Failure::unavailable(error.line()))? {
+            Answer { body: reply::Body::ChannelGrant(grant), fds } => {
+                let opened = Opened { channel_id: grant.channel_id, session };
+                Ok((grant, fds, Unclaimed::new(opened)))
+            }
+            _ => Err(Failure::unavailable("the backend answered something else than a channel")),
+        }
+    });
+    task.await.unwrap_or_else(|error| Err(Failure::internal(&error)))
 }
 
 /// The channel that was granted. Descriptors come in the order of [`ChannelGrant`].
@@ -150,10 +165,16 @@ fn ring(segment: OwnedFd, kick: OwnedFd, geometry: Geometry) -> Result<RingChann
 }
 
 /// Waits until the backend is gone, then tells the poll thread, which asks for another channel.
-async fn watch(control: &Control, wanted: &Wanted, session: &Session) {
+async fn watch(control: &Control, wanted: &Wanted, session: &Session, channel: usize) {
     session.closed().await;
     if names(control, wanted).is_some() {
         tracing::warn!(backend = session.peer(), "backend gone");
     }
-    control.change(wanted.id, Change::BackendGone(wanted.row)).await.ok();
+    // A channel that was closed since is nobody's any more, and its address may be another's.
+    let open = control.controllers().get(&wanted.id).is_some_and(|attached| {
+        attached.channels.get(&channel).is_some_and(|opened| opened.session.is_closed())
+    });
+    if open {
+        control.change(wanted.id, Change::BackendGone(wanted.row, channel)).await.ok();
+    }
 }

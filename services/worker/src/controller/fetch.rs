@@ -140,8 +140,9 @@ impl Controller {
                 Some(queue) => queue.load_words::<8>(index as usize * SQE as usize),
                 None => entry_of_piece(sq, regions, index),
             };
-            let (Some(words), Some(slot)) = (words, self.slots.take()) else {
-                self.batch.iter().for_each(|fetched| self.slots.give(fetched.slot));
+            let Some((words, slot)) = words.and_then(|words| Some((words, self.slots.take()?)))
+            else {
+                self.batch.drain(..).for_each(|fetched| self.slots.give(fetched.slot));
                 return Err(FailureReason::QueueUnmapped);
             };
             let command = Command::from_words(words);

@@ -365,7 +365,26 @@ impl Controller {
     /// A channel is of no more use: it goes once nothing is outstanding, and another one is asked for.
     #[cold]
     pub(super) fn lose_channel(&mut self, row: usize) {
-        if let Some(generation) = self.namespaces.lose(row) {
+        let generation = self.namespaces.lose(row);
+        self.ask_for_channel(row, generation);
+        // It is closed by whoever acknowledges.
+        self.await_acknowledgement();
+    }
+
+    /// The backend of a channel is gone, which need not be the one that the row's present channel leads to.
+    #[cold]
+    pub(super) fn backend_gone(&mut self, row: usize, channel: usize) {
+        match self.namespaces.is_lost(row, channel) {
+            (true, _) => self.lose_channel(row),
+            (false, generation) => {
+                self.ask_for_channel(row, generation);
+                self.await_acknowledgement();
+            }
+        }
+    }
+
+    fn ask_for_channel(&mut self, row: usize, generation: Option<u32>) {
+        if let Some(generation) = generation {
             let force_ring = self.namespaces.get(row).is_some_and(|entry| entry.force_ring);
             let request = Request::OpenChannel { namespace: row, generation, force_ring };
             self.requests.push_back(request);

@@ -4,6 +4,7 @@ use super::{Controller, MAX_TRANSFER};
 use crate::doorbells::{Shadow, store_event_index};
 use crate::queue_pair::{CQE, Cq, QueueMemory, SQE, Sq, State};
 use crate::slots::Kind;
+use bdev::channel::Channel;
 use ipc::dma_table::{Unmaps, unmaps_since};
 use ipc::guest_memory::Access;
 use ipc::iova::Iova;
@@ -16,6 +17,9 @@ use nvme::queue::completion::CompletionQueue;
 use nvme::queue::submission::SubmissionQueue;
 use nvme_spec::Status;
 use std::sync::atomic::{Ordering, fence};
+
+/// Waiting commands that are looked at before sleep.
+const READY_LOOKS: usize = 64;
 
 /// Numbers of the controller segment that were seen, and which of them are still to be acknowledged.
 #[derive(Default)]
@@ -110,6 +114,11 @@ impl Controller {
         }
         self.kick |= moved;
         self.seen.pending = !drained || old > 0 || oldest.is_some();
+    }
+
+    /// Has the next poll look at what may be acknowledged, or closed.
+    pub(super) fn await_acknowledgement(&mut self) {
+        self.seen.pending = true;
     }
 
     /// Lets go of all queues: a reset. Commands that no block device has end here; the others end when it is done.
@@ -369,6 +378,10 @@ impl Controller {
 
     /// Takes out channels that are of no more use and have nothing outstanding.
     fn close_finished_channels(&mut self) {
+        while let Some(channel) = self.namespaces.take_discarded() {
+            let garbage = super::Garbage { channel: Some(channel), ..Default::default() };
+            self.garbage.push_back(garbage);
+        }
         for index in (0..self.namespaces.open().len()).rev() {
             let Some(&row) = self.namespaces.open().get(index) else { continue };
             if let Some(channel) = self.namespaces.take_finished(usize::from(row)) {
@@ -462,7 +475,7 @@ impl Controller {
             let Some(&row) = self.namespaces.open().get(index) else { break };
             let entry = self.namespaces.get_mut(usize::from(row));
             if let Some(channel) = entry.and_then(|entry| entry.channel.as_mut()) {
-                bdev::channel::Channel::unpark(channel.as_mut());
+                Channel::unpark(channel.as_mut());
             }
         }
     }
@@ -471,7 +484,7 @@ impl Controller {
     pub(crate) fn deadline(&self) -> Option<u64> {
         let channels = self.namespaces.open().iter().filter_map(|&row| {
             let channel = self.namespaces.get(usize::from(row))?.channel.as_ref()?;
-            bdev::channel::Channel::deadline(channel.as_ref())
+            Channel::deadline(channel.as_ref())
         });
         let waits = self
             .waiting
@@ -498,7 +511,16 @@ impl Controller {
                 sq.state == State::Active && doorbells.tail(qid) != sq.position.head() && !full
             })
         });
-        if (rang && enabled) || self.owed != 0 {
+        // A command that waits although its channel is open and owes nothing waits for what nobody rings for: an edit of
+        // the DMA table, its turn among those of several requests.
+        let ready = self.failure.is_none()
+            && self.waiting.iter().take(READY_LOOKS).any(|&slot| {
+                let row = usize::from(self.slots.flight(slot).namespace);
+                self.namespaces.get(row).is_some_and(|entry| {
+                    !entry.retiring && entry.channel.as_ref().is_some_and(|c| c.outstanding() == 0)
+                })
+            });
+        if (rang && enabled) || ready || self.owed != 0 {
             return false;
         }
         let mut idle = true;
@@ -506,7 +528,7 @@ impl Controller {
             let Some(&row) = self.namespaces.open().get(index) else { break };
             let entry = self.namespaces.get_mut(usize::from(row));
             if let Some(channel) = entry.and_then(|entry| entry.channel.as_mut()) {
-                idle &= bdev::channel::Channel::park(channel.as_mut());
+                idle &= Channel::park(channel.as_mut());
             }
         }
         if !idle {
