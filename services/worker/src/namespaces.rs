@@ -37,6 +37,7 @@ pub struct Namespaces {
     /// Rows that have a channel.
     open: Vec<u16>,
     /// Channels that took no place: what they were opened for is gone.
+    #[expect(clippy::vec_box, reason = "a channel's address is its name, so it stays where it is")]
     discarded: Vec<Box<AnyChannel>>,
 }
 
