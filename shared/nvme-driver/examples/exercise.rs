@@ -113,7 +113,7 @@ fn verified(
         let blocks = 1 + (round * round * 3) % (SPAN / 4);
         let lba = first + (round * 37) % (SPAN - blocks);
         let len = blocks as usize * block_size;
-        let offset = (round as usize % 5) * 508 & !3;
+        let offset = ((round as usize % 5) * 508) & !3;
         let mut buffer = controller.allocate(len + offset)?;
         if offset > 0 {
             buffer = buffer.split_off(offset).ok_or("no buffer")?;
