@@ -1,6 +1,6 @@
 //! `vireo perf`: loads an NVMe controller over [`nvme_driver`] and measures it, in the manner of `spdk_nvme_perf` and fio.
 //!
-//! A run is a number of queue pairs ([`lane`]) on pinned threads ([`run`]); what they counted becomes a table, JSON
+//! A run is a number of queue pairs ([`lane`]) on pinned threads ([`mod@run`]); what they counted becomes a table, JSON
 //! ([`report`]) and pictures ([`chart`]). With `--verify` every block is stamped and checked ([`verify`]); with
 //! `--against` two targets take turns ([`against`]); with `--self` the same load runs on a target within this process
 //! ([`null_target`]), which shows what the generator itself costs.

@@ -1,6 +1,6 @@
 //! A limit on the I/Os a second. On the hot path.
 
-/// Hands out I/Os at a steady rate. What was missed is made up for, but no more than [`BURST_SECONDS`] of it.
+/// Hands out I/Os at a steady rate. What was missed is made up for, but no more than a short burst of it.
 #[derive(Debug, Clone)]
 pub struct Pace {
     ticks_per_io: f64,
