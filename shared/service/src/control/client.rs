@@ -45,7 +45,7 @@ struct Shared {
 }
 
 impl Session {
-    /// Connects to the socket at `path`. `sender` names this process in the peer's log, "<kind>-<name>".
+    /// Connects to the socket at `path`. `sender` names this process in the peer's log, `<kind>-<name>`.
     ///
     /// # Errors
     /// [`ControlError::Closed`] if nobody listens there.

@@ -34,7 +34,7 @@ pub struct Incoming {
     pub connection: ConnectionId,
     /// The process at the other end.
     pub peer: Peer,
-    /// Who that process says it is, "<kind>-<name>".
+    /// Who that process says it is, `<kind>-<name>`.
     pub sender: String,
     /// What it wants.
     pub body: request::Body,
