@@ -1,8 +1,8 @@
 //! One controller's I/O queues on this worker. On the hot path: allocates nothing per command.
 //!
 //! A poll takes in what the frontend changed, what channels completed and what the guest submitted, in the commit order
-//! of `ipc::layout::queues`. The parts: [`tables`] follows the controller segment, [`fetch`] takes commands in, [`run`]
-//! brings them to their channels and back, [`commit`] completes them, [`signal`] tells the guest.
+//! of `ipc::layout::queues`. The parts: `tables` follows the controller segment, `fetch` takes commands in, `run`
+//! brings them to their channels and back, `commit` completes them, `signal` tells the guest.
 
 mod commit;
 mod fetch;
@@ -92,7 +92,7 @@ pub enum Change {
     /// The channel of a namespace's row and generation.
     Channel(usize, u32, Box<AnyChannel>),
     /// The backend behind a channel that was opened for this row is gone; the channel by its
-    /// [`crate::namespaces::address`]. It may be in use no more.
+    /// `crate::namespaces::address`. It may be in use no more.
     BackendGone(usize, usize),
 }
 

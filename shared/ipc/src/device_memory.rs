@@ -1,6 +1,6 @@
 //! Memory of a memory block device: a memfd that its backend owns and that leased workers map.
 //!
-//! The first [`DATA_OFFSET`] bytes are a [`LeaseHeader`]; the device's bytes follow, aligned for huge pages. Sealed
+//! The first [`DATA_OFFSET`] bytes are a `LeaseHeader`; the device's bytes follow, aligned for huge pages. Sealed
 //! against shrinking, so that no access within a mapping can fault for want of a page; growing stays possible, and a
 //! holder sees the growth when it opens the memory anew.
 //!

@@ -2,7 +2,7 @@
 //! thread, which never waits for any of it.
 //!
 //! A frontend's request is answered when the poll thread has made the change. What the poll thread asks for and lets
-//! go of comes back as notices ([`Control::pump`]); channels are opened by tasks of their own ([`open`]), which try for
+//! go of comes back as notices ([`Control::pump`]); channels are opened by tasks of their own (`open`), which try for
 //! as long as the namespace is there.
 
 mod attached;
