@@ -84,7 +84,9 @@ impl Function {
             }
         }
         let region = Region::map(fd, needed, &self.policy).map_err(|error| refused(&error))?;
-        let id = self.memory.regions().free_id().ok_or(Errno::ENOSPC)?;
+        // The last id is the workers' bit bucket, which they would not give up.
+        let free = self.memory.regions().free_id().filter(|&id| id != nvme::range_list::BIT_BUCKET);
+        let id = free.ok_or(Errno::ENOSPC)?;
         if let Err(error) = region.prefault() {
             tracing::debug!(endpoint = self.name, %error, "client memory not prefaulted");
         }
