@@ -1,3 +1,4 @@
+#!/bin/sh
 # Runs in the test guest (tests/guest/run.sh --iommu) with the `exercise` example beside it, as the guest's root.
 #
 # Drives every NVMe controller of the guest over VFIO PCIe: first the lines that a user sees before a drive is bound
@@ -47,12 +48,14 @@ for job in $jobs; do
     wait "$job"
 done
 
+# One word a drive.
+# shellcheck disable=SC2086
 set -- $drives
 timeout 200 ./exercise "pcie:$1" 1 2 >/dev/null &
 job=$!
-until ls -l "/proc/$job/fd" "/proc/"[0-9]*"/fd" 2>/dev/null | grep -q '/dev/vfio/[0-9]'; do sleep 0.05; done
+until find /proc/[0-9]*/fd -lname '/dev/vfio/[0-9]*' 2>/dev/null | grep -q .; do sleep 0.05; done
 fails 'is in use' ./exercise "pcie:$1"
-wait $job
+wait "$job"
 
 echo 'removed while it is used'
 (while ./exercise "pcie:$1" 1 2 >/dev/null; do :; done) 2>removed &
