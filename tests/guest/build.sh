@@ -20,7 +20,8 @@ guest_packages=(
     nvme-cli fio e2fsprogs xfsprogs btrfs-progs parted dmsetup blktrace sg3-utils
     "$kernel_package"
 )
-systemd_packages=(systemd systemd-sysv udev dbus libpam-runtime)
+# dpkg and what maintainer scripts of packages call, for tests that install one.
+systemd_packages=(systemd systemd-sysv udev dbus libpam-runtime dpkg init-system-helpers perl-base)
 
 debian_mirror() {
     local found
