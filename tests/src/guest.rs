@@ -23,6 +23,7 @@ pub struct Guest {
     directory: TempDir,
     script: PathBuf,
     arguments: Vec<OsString>,
+    files: Vec<PathBuf>,
     seconds: u64,
     control: bool,
 }
@@ -51,7 +52,8 @@ impl Guest {
             "set -euo pipefail\ntrap 'echo \"line $LINENO failed: $BASH_COMMAND\" >&2' ERR\n{script}"
         );
         fs::write(&path, text).expect("write script");
-        Self { directory, script: path, arguments: Vec::new(), seconds: 120, control: false }
+        let (arguments, files) = (Vec::new(), Vec::new());
+        Self { directory, script: path, arguments, files, seconds: 120, control: false }
     }
 
     /// A vfio-user drive served in this directory; the first is nvme0.
@@ -77,6 +79,18 @@ impl Guest {
     /// An IOMMU before every drive.
     pub fn iommu(mut self) -> Self {
         self.arguments.push("--iommu".into());
+        self
+    }
+
+    /// Its first process is systemd (`make guest-systemd`).
+    pub fn systemd(mut self) -> Self {
+        self.arguments.push("--systemd".into());
+        self
+    }
+
+    /// A file of the host's, beside the script.
+    pub fn file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.files.push(path.into());
         self
     }
 
@@ -111,7 +125,7 @@ impl Guest {
             command.arg("--control").arg(&path);
             UnixListener::bind(path).expect("bind control socket")
         });
-        command.arg(&self.script);
+        command.arg(&self.script).args(&self.files);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("spawn run.sh");
         let log = Log::of(&mut child);

@@ -2,7 +2,7 @@
 
 use crate::config::{Config, Kind, Mistakes};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tracing::warn;
 
@@ -25,20 +25,59 @@ pub struct Arguments {
 impl Arguments {
     /// Reads the configuration and finds this service in it; on a mistake prints one line for each and gives the exit
     /// status [`EXIT_CONFIGURATION`].
+    ///
+    /// Under systemd (which names a RUNTIME_DIRECTORY) a configuration that was read well is kept there. A service that
+    /// starts again while a person has the file half edited goes on with that; the mistakes are logged.
     pub fn load(&self, kind: Kind) -> Result<Config, ExitCode> {
-        let config = Config::read(&self.config).map_err(|mistakes| refuse(&mistakes))?;
-        let names: Vec<&str> = config
-            .services()
-            .into_iter()
-            .filter(|(other, _)| *other == kind)
-            .map(|(_, name)| name)
-            .collect();
-        if names.contains(&self.name.as_str()) {
+        self.load_beside(kind, runtime_directory().as_deref())
+    }
+
+    fn load_beside(&self, kind: Kind, kept: Option<&Path>) -> Result<Config, ExitCode> {
+        let kept = kept.map(|directory| directory.join(format!("{kind}-{}.toml", self.name)));
+        let config = match Config::read(&self.config) {
+            Ok(config) => config,
+            Err(mistakes) => match kept.and_then(|path| recall(&path)) {
+                Some(config) if self.is_in(&config, kind) => {
+                    for mistake in mistakes.to_string().lines() {
+                        warn!(mistake, "configuration is wrong, going on with the last good one");
+                    }
+                    return Ok(config);
+                }
+                _ => return Err(refuse(&mistakes)),
+            },
+        };
+        if self.is_in(&config, kind) {
+            let keep = |path| crate::state::write(path, config.to_toml().as_bytes());
+            // Without it a later start needs the file to be right, that is all.
+            if let Some(Err(error)) = kept.as_deref().map(keep) {
+                warn!(%error, "configuration not kept for a later start");
+            }
             return Ok(config);
         }
-        eprintln!("--name: there is no {kind} \"{}\"; known: {}", self.name, names.join(", "));
+        let known: Vec<&str> = names(&config, kind).collect();
+        eprintln!("--name: there is no {kind} \"{}\"; known: {}", self.name, known.join(", "));
         Err(ExitCode::from(EXIT_CONFIGURATION))
     }
+
+    fn is_in(&self, config: &Config, kind: Kind) -> bool {
+        names(config, kind).any(|name| name == self.name)
+    }
+}
+
+fn names(config: &Config, kind: Kind) -> impl Iterator<Item = &str> {
+    config.services().into_iter().filter(move |(other, _)| *other == kind).map(|(_, name)| name)
+}
+
+/// The first of the directories that systemd made for this unit.
+fn runtime_directory() -> Option<PathBuf> {
+    let directories = std::env::var_os("RUNTIME_DIRECTORY")?;
+    std::env::split_paths(&directories).find(|path| path.is_absolute())
+}
+
+/// A configuration that was kept: it has been checked, and variables are in it already.
+fn recall(path: &Path) -> Option<Config> {
+    let text = std::fs::read_to_string(path).ok()?;
+    Config::parse(&text, []).ok()
 }
 
 /// Prints the mistakes, one line each, and gives the exit status for them.
@@ -58,5 +97,35 @@ pub fn set_limits() {
         if let Err(error) = result {
             warn!(what, %error, "limit not set");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "[[worker]]\nname = \"w0\"\nmax_nap = \"7us\"\n[[backend]]\nname = \"b0\"\n\
+                        [[frontend]]\nname = \"f0\"\n";
+
+    #[test]
+    fn a_service_that_starts_again_goes_on_with_the_last_good_configuration() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("vireo.toml");
+        let worker = |name: &str| Arguments { config: file.clone(), name: name.to_owned() };
+        let kept = Some(directory.path());
+        std::fs::write(&file, GOOD).unwrap();
+        let good = worker("w0").load_beside(Kind::Worker, kept).unwrap();
+        std::fs::write(&file, format!("{GOOD}[[worker]]\n")).unwrap();
+        assert_eq!(worker("w0").load_beside(Kind::Worker, kept).unwrap(), good);
+        assert!(worker("w0").load_beside(Kind::Worker, None).is_err(), "nowhere kept");
+        assert!(worker("w1").load_beside(Kind::Worker, kept).is_err(), "it never started");
+        assert!(worker("b0").load_beside(Kind::Backend, kept).is_err(), "neither did this one");
+        // What is right is taken, and one that is no longer named does not start.
+        std::fs::write(&file, GOOD.replace("w0", "w2")).unwrap();
+        assert!(worker("w0").load_beside(Kind::Worker, kept).is_err());
+        // What was kept may be anything after an accident.
+        std::fs::write(&file, "nothing").unwrap();
+        std::fs::write(directory.path().join("worker-w0.toml"), "neither").unwrap();
+        assert!(worker("w0").load_beside(Kind::Worker, kept).is_err());
     }
 }

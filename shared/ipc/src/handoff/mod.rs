@@ -8,10 +8,11 @@ pub mod packet;
 
 use crate::handoff::packet::Packet;
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, connect, getsockopt,
-    listen, setsockopt, socket, socketpair, sockopt,
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, connect, getsockname,
+    getsockopt, listen, setsockopt, socket, socketpair, sockopt,
 };
 use nix::sys::stat::{Mode, fchmod};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -63,6 +64,12 @@ pub enum HandoffError {
         /// The path.
         path: PathBuf,
     },
+    /// A socket that the keeper passed is no listening handoff socket at this path.
+    #[error("the keeper passed no listening handoff socket for {}", path.display())]
+    NotOurs {
+        /// The path.
+        path: PathBuf,
+    },
     /// A path that does not fit into a socket address.
     #[error("socket path {} is longer than {MAX_PATH} bytes", path.display())]
     PathTooLong {
@@ -102,11 +109,13 @@ pub struct Peer {
     pub gid: u32,
 }
 
-/// A listening socket. Its path is removed when it is dropped.
+/// A listening socket. Its path is removed when it is dropped, unless the keeper bound it.
 #[derive(Debug)]
 pub struct Listener {
     fd: OwnedFd,
     path: PathBuf,
+    /// The keeper's: it goes on listening, and whoever connects meanwhile waits for our successor.
+    kept: bool,
 }
 
 impl Listener {
@@ -130,7 +139,26 @@ impl Listener {
         }
         let backlog = Backlog::new(BACKLOG).map_err(system("listen"))?;
         listen(&fd, backlog).map_err(system("listen"))?;
-        Ok(Self { fd, path: path.to_owned() })
+        Ok(Self { fd, path: path.to_owned(), kept: false })
+    }
+
+    /// Takes over a socket that the keeper has bound to `path` and listens on (systemd.socket(5)).
+    ///
+    /// # Errors
+    /// [`HandoffError::NotOurs`] if it is another kind of socket, or lies elsewhere; it is closed.
+    pub fn adopt(fd: OwnedFd, path: &Path) -> Result<Self, HandoffError> {
+        let failed = |source| system("getsockopt", path, source);
+        let listens = getsockopt(&fd, sockopt::AcceptConn).map_err(failed)?;
+        let kind = getsockopt(&fd, sockopt::SockType).map_err(failed)?;
+        let address: UnixAddr =
+            getsockname(fd.as_raw_fd()).map_err(|source| system("getsockname", path, source))?;
+        if !listens || kind != SockType::SeqPacket || address.path() != Some(path) {
+            return Err(HandoffError::NotOurs { path: path.to_owned() });
+        }
+        fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
+            .and_then(|_| fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)))
+            .map_err(|source| system("fcntl", path, source))?;
+        Ok(Self { fd, path: path.to_owned(), kept: true })
     }
 
     /// Takes the next connection.
@@ -158,7 +186,9 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        std::fs::remove_file(&self.path).ok();
+        if !self.kept {
+            std::fs::remove_file(&self.path).ok();
+        }
     }
 }
 

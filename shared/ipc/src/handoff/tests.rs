@@ -127,3 +127,34 @@ fn a_path_that_does_not_fit_is_an_error() {
     assert!(matches!(Listener::bind(&path), Err(HandoffError::PathTooLong { .. })));
     assert!(matches!(Connection::connect(&path), Err(HandoffError::PathTooLong { .. })));
 }
+
+#[test]
+fn a_socket_of_the_keepers_is_served_and_left_listening() {
+    let directory = directory();
+    let path = directory.join("kept.sock");
+    // What the keeper holds.
+    let keepers = Listener::bind(&path).unwrap();
+    let pass = || keepers.as_fd().try_clone_to_owned().unwrap();
+    let adopted = Listener::adopt(pass(), &path).unwrap();
+    let client = Connection::connect(&path).unwrap();
+    client.try_send(b"hello", &[]).unwrap();
+    assert_eq!(adopted.accept().unwrap().recv_deadline(SOON).unwrap().bytes, b"hello");
+    assert!(matches!(adopted.accept(), Err(HandoffError::WouldBlock)));
+    drop(adopted);
+    // Who connects while nobody serves waits for the successor.
+    let waiting = Connection::connect(&path).unwrap();
+    waiting.try_send(b"anybody?", &[]).unwrap();
+    let successor = Listener::adopt(pass(), &path).unwrap();
+    assert_eq!(successor.accept().unwrap().recv_deadline(SOON).unwrap().bytes, b"anybody?");
+    // Another path, another kind of socket, one that does not listen.
+    let elsewhere = Listener::adopt(pass(), &directory.join("other.sock"));
+    assert!(matches!(elsewhere, Err(HandoffError::NotOurs { .. })));
+    let stream = std::os::unix::net::UnixListener::bind(directory.join("stream.sock")).unwrap();
+    let other = Listener::adopt(stream.into(), &directory.join("stream.sock"));
+    assert!(matches!(other, Err(HandoffError::NotOurs { .. })));
+    let (connection, _peer) = Connection::pair().unwrap();
+    let mute = Listener::adopt(connection.as_fd().try_clone_to_owned().unwrap(), &path);
+    assert!(matches!(mute, Err(HandoffError::NotOurs { .. })));
+    drop(keepers);
+    std::fs::remove_dir_all(directory).unwrap();
+}
