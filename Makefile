@@ -23,7 +23,7 @@ demo: tools-build ## A Linux guest on a Vireo drive, from nothing to a summary t
 	@deploy/demo/demo.sh
 
 .PHONY: test
-test: tools-build guest ## Every test: unit, property, whole targets, Linux guests, examples in the docs
+test: tools-build tools-package guest guest-systemd ## Every test: unit, property, whole targets, Linux guests, examples in the docs
 	cargo build $(LOCKED) --workspace --bins
 	cargo test $(LOCKED) --workspace --no-fail-fast
 
@@ -62,6 +62,11 @@ check-deny: tools-deny
 check-instructions: tools-build tools-valgrind
 	if [ -f tests/bench/instructions.sh ]; then bash tests/bench/instructions.sh; fi
 
+.PHONY: deb
+deb: tools-build tools-package ## The Debian package, in target/debian
+	cargo build $(LOCKED) --release --workspace --bins
+	@deploy/package/build.sh
+
 .PHONY: bench
 bench: tools-build ## Speed, as a table of ratios to the floor measured in the same run
 	cargo bench $(LOCKED) -p vireo-tests
@@ -92,7 +97,7 @@ guest-systemd: guest ## The same guest with systemd as its first process
 # Tools. Each installs only what is not there.
 
 .PHONY: tools
-tools: tools-build tools-rust tools-buf tools-shellcheck tools-deny tools-valgrind ## Everything that the other targets would install
+tools: tools-build tools-rust tools-buf tools-shellcheck tools-deny tools-package tools-valgrind ## Everything that the other targets would install
 
 .PHONY: tools-build
 tools-build:
@@ -124,6 +129,15 @@ tools-deny: tools-build
 		CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=off \
 		CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
 		cargo install --locked --quiet --root $(TOOLS) cargo-deny
+
+# Built without optimisation, as cargo-deny is.
+.PHONY: tools-package
+tools-package: tools-build
+	@command -v dpkg-shlibdeps >/dev/null || .ci/apt dpkg-dev binutils
+	@command -v cargo-deb >/dev/null || \
+		CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=off \
+		CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+		cargo install --locked --quiet --root $(TOOLS) cargo-deb
 
 .PHONY: tools-fuzz
 tools-fuzz:
