@@ -21,6 +21,8 @@ pub mod ring;
 pub mod segment;
 pub mod sigbus;
 pub mod sync;
+#[cfg(not(loom))]
+pub mod trace;
 
 pub use iova::Iova;
 pub mod watchdog;

@@ -1,8 +1,12 @@
-//! Logs and counters of every Vireo process.
+//! Logs, metrics and traces of every Vireo process.
 //!
-//! Today: the log's set-up ([`log`]) and a limit for what a guest can trigger ([`limit`]).
+//! [`log`] writes events, with a limit for what a guest can trigger ([`limit`]); [`metrics`] makes the page that Prometheus
+//! reads; [`spans`] follow a request through processes, [`io_trace`] a command, and both leave by OTLP.
 
 #![forbid(unsafe_code)]
 
+pub mod io_trace;
 pub mod limit;
 pub mod log;
+pub mod metrics;
+pub mod spans;

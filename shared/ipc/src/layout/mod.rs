@@ -3,7 +3,10 @@
 #[cfg(not(loom))]
 pub mod channel;
 pub mod controller;
+pub mod latency;
 pub mod queues;
+#[cfg(not(loom))]
+pub mod telemetry;
 
 use std::sync::atomic::{AtomicU32, AtomicU64};
 

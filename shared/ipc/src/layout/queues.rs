@@ -5,6 +5,7 @@
 //! head is published once per batch; a slot at or past the published head is void. Complete: note, CQE, tail, slot
 //! free, signal.
 
+use super::latency::LatencyHistogram;
 use super::{Layout, MAX_IN_FLIGHT, MAX_NAMESPACES, MAX_QUEUES, SegmentHeader};
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
@@ -28,12 +29,14 @@ pub struct QueuesLayout {
     pub errors: [ErrorRecord; ERROR_RECORDS],
     /// Commands in flight, used last in, first out.
     pub slots: [InFlightSlot; MAX_IN_FLIGHT],
+    /// Latencies of sampled commands by [`super::latency::LatencyOf`].
+    pub latency: [LatencyHistogram; 3],
 }
 
 // SAFETY: repr(C), header first, atomics alone in every nested structure.
 unsafe impl Layout for QueuesLayout {
     const KIND: u32 = u32::from_le_bytes(*b"QUES");
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     fn header(&self) -> &SegmentHeader {
         &self.header
     }
@@ -56,7 +59,11 @@ pub struct Acknowledged {
     pub failure: AtomicU32,
     /// Errors recorded so far in `errors`; stored after the record (Release).
     pub error_count: AtomicU64,
+    /// Interrupts raised since the segment was made.
+    pub interrupts: AtomicU64,
 }
+
+const _: () = assert!(size_of::<Acknowledged>() == 64);
 
 /// Why a worker gave a controller up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,0 +1,250 @@
+//! The telemetry segment, one per process that serves I/O: what it does with its time, how it samples, and the lossy
+//! ring of traced commands. Written by that process, mapped read-only by whoever shows it.
+//!
+//! All counters have one writer: a load and a store add to them, and a reader may be behind, never wrong.
+
+use super::{Layout, SegmentHeader};
+use crate::ring::{RingControl, RingEntry, RingView};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Words of a record in the trace ring.
+pub const TRACE_WORDS: usize = 16;
+/// Records in the trace ring; further ones are dropped and counted until there is room.
+pub const TRACE_DEPTH: usize = 1024;
+
+/// The telemetry segment.
+#[repr(C)]
+pub struct TelemetryLayout {
+    /// Kind, version, owner.
+    pub header: SegmentHeader,
+    /// What the poll thread does with its time.
+    pub times: PollTimes,
+    /// Which commands are traced.
+    pub policy: TracePolicy,
+    trace_control: RingControl,
+    traces: [RingEntry<TRACE_WORDS>; TRACE_DEPTH],
+}
+
+// SAFETY: repr(C), header first, atomics alone in every nested structure.
+unsafe impl Layout for TelemetryLayout {
+    const KIND: u32 = u32::from_le_bytes(*b"TELE");
+    const VERSION: u32 = 1;
+    fn header(&self) -> &SegmentHeader {
+        &self.header
+    }
+}
+
+impl TelemetryLayout {
+    /// The ring of traced commands; always there, its depth is a constant that fits.
+    pub fn traces(&self) -> Option<RingView<'_, TRACE_WORDS>> {
+        RingView::new(&self.trace_control, &self.traces, TRACE_DEPTH)
+    }
+}
+
+const _: () = assert!(TRACE_DEPTH.is_power_of_two());
+
+/// What a poll thread does with its time, in nanoseconds since the process started. Brought up to date at every pause
+/// and at least once in some thousand polls.
+#[repr(C, align(64))]
+pub struct PollTimes {
+    /// Time with work, short looks for more included.
+    pub busy: AtomicU64,
+    /// Time spent looking for work in vain.
+    pub spinning: AtomicU64,
+    /// Time asleep or napping.
+    pub sleeping: AtomicU64,
+    /// Polls.
+    pub polls: AtomicU64,
+    /// Naps, which end by themselves.
+    pub naps: AtomicU64,
+    /// Sleeps, which somebody ends.
+    pub sleeps: AtomicU64,
+}
+
+/// Which commands are traced. Written by the process's control thread.
+#[repr(C, align(64))]
+pub struct TracePolicy {
+    /// See [`Policy`].
+    pub word: AtomicU64,
+    /// Records that found the ring full.
+    pub dropped: AtomicU64,
+}
+
+/// Which commands are traced, as one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Policy {
+    /// One command in this many is timed in all its stages; 0 for none.
+    pub sample: u32,
+    /// A command that took longer than this many microseconds is recorded; 0 for none.
+    pub slow_us: u32,
+}
+
+impl Policy {
+    /// The policy in the low (sample) and the high half (slow) of a word.
+    pub fn to_word(self) -> u64 {
+        u64::from(self.sample) | u64::from(self.slow_us) << 32
+    }
+
+    /// The policy of a word.
+    pub fn from_word(word: u64) -> Self {
+        Self { sample: word as u32, slow_us: (word >> 32) as u32 }
+    }
+
+    /// Nanoseconds from which a command is slow; never reached if none is.
+    pub fn slow_ns(self) -> u64 {
+        match self.slow_us {
+            0 => u64::MAX,
+            microseconds => u64::from(microseconds) * 1000,
+        }
+    }
+}
+
+/// Why a command is in the trace ring; several may hold.
+pub mod trace_reason {
+    /// Its turn came.
+    pub const SAMPLED: u8 = 1;
+    /// It took longer than the policy's bound.
+    pub const SLOW: u8 = 2;
+    /// It ended with an error.
+    pub const FAILED: u8 = 4;
+}
+
+/// Which process wrote a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TraceSide {
+    /// A worker: a whole command.
+    Worker,
+    /// A backend: its part in a command that came through a ring.
+    Backend,
+}
+
+/// One traced command, or a backend's part in one. Times are nanoseconds of the machine's monotonic clock
+/// (CLOCK_MONOTONIC), 0 for a stage that was not timed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TraceRecord {
+    /// Low half of the trace id, never 0; the high half is the low half of the controller's id.
+    pub trace: u64,
+    /// The controller.
+    pub controller: u128,
+    /// Who wrote it.
+    pub side: TraceSide,
+    /// [`trace_reason`].
+    pub reason: u8,
+    /// Opcode of the NVM command set; of a backend's record the ring's operation code.
+    pub opcode: u8,
+    /// Status field of the completion without phase; of a backend's record the outcome's code.
+    pub status: u16,
+    /// Submission queue identifier.
+    pub sqid: u16,
+    /// Command identifier.
+    pub cid: u16,
+    /// Namespace.
+    pub nsid: u32,
+    /// First logical block; of a backend's record the offset in bytes.
+    pub lba: u64,
+    /// Bytes of data.
+    pub bytes: u64,
+    /// Taken from the submission queue, or from the ring.
+    pub fetched: u64,
+    /// The command's turn in its batch.
+    pub started: u64,
+    /// Checked, its memory found.
+    pub translated: u64,
+    /// Handed to the channel. The end of this stage is [`Self::done`].
+    pub submitted: u64,
+    /// The channel reported its outcome.
+    pub done: u64,
+    /// Its completion entry was posted.
+    pub posted: u64,
+    /// The interrupt was raised.
+    pub signalled: u64,
+}
+
+impl TraceRecord {
+    /// As words of the ring.
+    pub fn to_words(&self) -> [u64; TRACE_WORDS] {
+        let side = match self.side {
+            TraceSide::Worker => 0,
+            TraceSide::Backend => 1,
+        };
+        [
+            self.trace,
+            self.controller as u64,
+            (self.controller >> 64) as u64,
+            side | u64::from(self.opcode) << 8
+                | u64::from(self.reason) << 16
+                | u64::from(self.status) << 32
+                | u64::from(self.sqid) << 48,
+            u64::from(self.cid) | u64::from(self.nsid) << 32,
+            self.lba,
+            self.bytes,
+            self.fetched,
+            self.started,
+            self.translated,
+            self.submitted,
+            self.done,
+            self.posted,
+            self.signalled,
+            0,
+            0,
+        ]
+    }
+
+    /// From words of the ring; whatever they are, it is a record.
+    pub fn from_words(words: &[u64; TRACE_WORDS]) -> Self {
+        let side = if words[3] & 0xFF == 0 { TraceSide::Worker } else { TraceSide::Backend };
+        Self {
+            trace: words[0],
+            controller: u128::from(words[1]) | u128::from(words[2]) << 64,
+            side,
+            opcode: (words[3] >> 8) as u8,
+            reason: (words[3] >> 16) as u8,
+            status: (words[3] >> 32) as u16,
+            sqid: (words[3] >> 48) as u16,
+            cid: words[4] as u16,
+            nsid: (words[4] >> 32) as u32,
+            lba: words[5],
+            bytes: words[6],
+            fetched: words[7],
+            started: words[8],
+            translated: words[9],
+            submitted: words[10],
+            done: words[11],
+            posted: words[12],
+            signalled: words[13],
+        }
+    }
+}
+
+/// Adds to a counter with one writer: a load and a store do.
+#[inline(always)]
+pub fn add(counter: &AtomicU64, value: u64) {
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(value), Ordering::Relaxed);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_come_back_as_they_were() {
+        let words: [u64; TRACE_WORDS] = std::array::from_fn(|index| match index {
+            3 => 0x7777_8888_0002_0101,
+            4 => 0x9999_9999_0000_4444,
+            14 | 15 => 0,
+            index => 0x1111_1111_1111_1111 * index as u64,
+        });
+        let record = TraceRecord::from_words(&words);
+        assert_eq!(record.to_words(), words);
+        assert_eq!((record.side, record.opcode, record.reason), (TraceSide::Backend, 1, 2));
+        assert_eq!((record.status, record.sqid, record.cid), (0x8888, 0x7777, 0x4444));
+    }
+
+    #[test]
+    fn a_policy_is_a_word() {
+        let policy = Policy { sample: 1000, slow_us: 10_000 };
+        assert_eq!(Policy::from_word(policy.to_word()), policy);
+        assert_eq!(policy.slow_ns(), 10_000_000);
+        assert_eq!(Policy::default().slow_ns(), u64::MAX);
+    }
+}
