@@ -1,11 +1,12 @@
 //! What a person types: `vireo up` keeps a host's services running, `vireo check` looks at a configuration, `vireo reload`
-//! and `vireo status` talk to the manager.
+//! and `vireo status` talk to the manager; `vireo perf` and `vireo identify` drive a controller themselves.
 
 #![forbid(unsafe_code)]
 
 pub mod client;
-pub mod generate;
 pub mod identify;
 pub mod perf;
+pub mod reach;
 pub mod status;
+pub mod text;
 pub mod up;

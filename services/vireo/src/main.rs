@@ -3,14 +3,13 @@
 #![forbid(unsafe_code)]
 
 use anyhow::Context;
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use service::config::Config;
 use service::control::ControlError;
 use service::shutdown::Shutdown;
 use service::start::{EXIT_CONFIGURATION, EXIT_FAILURE, refuse, set_limits};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use vireo::generate::{self, GenerateArguments};
 use vireo::identify::{self, IdentifyArguments};
 use vireo::perf::{self, PerfArguments};
 use vireo::{client, status, up};
@@ -60,9 +59,6 @@ enum Command {
     Perf(Box<PerfArguments>),
     /// Describe an NVMe controller, its namespaces, features and logs.
     Identify(Box<IdentifyArguments>),
-    /// Make man pages, completions and units.
-    #[command(hide = true)]
-    Generate(GenerateArguments),
 }
 
 /// Which host's services.
@@ -84,8 +80,9 @@ enum Output {
 
 fn main() -> ExitCode {
     let command = match CommandLine::parse().command {
-        // It measures with threads of its own.
+        // These bring threads of their own, and talk to no service.
         Command::Perf(arguments) => return perf::run(&arguments),
+        Command::Identify(arguments) => return identify::run(&arguments),
         command => command,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -111,9 +108,8 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Perf(arguments) => Ok(perf::run(&arguments)),
-        Command::Reload { host } => reload(&host).await,
         Command::Identify(arguments) => Ok(identify::run(&arguments)),
-        Command::Generate(arguments) => generate::run(&arguments, CommandLine::command()),
+        Command::Reload { host } => reload(&host).await,
         Command::Status { host, output } => {
             let status = match host.socket() {
                 Ok(socket) => client::status(&socket).await.context("is vireo up running?")?,

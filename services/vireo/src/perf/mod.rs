@@ -22,7 +22,6 @@ pub mod tally;
 pub mod target;
 #[cfg(test)]
 mod tests;
-mod text;
 pub mod units;
 pub mod verify;
 pub mod zipf;
@@ -37,12 +36,10 @@ use options::{Load, Output};
 use progress::Progress;
 use report::{LoadReport, RatioReport, Report, RunReport, SCHEMA, TargetReport};
 use run::{Measured, measure};
-use target::{Failure, Target};
+use target::Target;
 
-/// The options do not fit: nothing was started.
-const EXIT_USAGE: u8 = 2;
-/// It could not be run, an I/O failed, or damage was found.
-const EXIT_FAILURE: u8 = 1;
+use crate::reach::{EXIT_FAILURE, Failure};
+
 /// Pairs of runs when two targets are compared, if nothing else is said.
 const ALTERNATIONS: u32 = 5;
 
@@ -56,7 +53,7 @@ pub fn run(arguments: &PerfArguments) -> ExitCode {
         Ok(false) => ExitCode::from(EXIT_FAILURE),
         Err(failure) => {
             eprintln!("vireo perf: {failure}");
-            ExitCode::from(if failure.usage { EXIT_USAGE } else { EXIT_FAILURE })
+            ExitCode::from(failure.exit_status())
         }
     }
 }
@@ -127,7 +124,7 @@ fn run_once(
     clock: &Clock,
     progress: &Progress,
 ) -> Result<(RunReport, Measured), Failure> {
-    let session = target::open(target, load)?;
+    let session = target::reach(target, load)?;
     let measured = measure(&session, load, clock, progress)?;
     Ok((RunReport::new(TargetReport::new(&session), &measured, load), measured))
 }
@@ -135,17 +132,20 @@ fn run_once(
 fn show(report: &Report, output: Output) -> Result<(), Failure> {
     if output == Output::Json {
         let text = serde_json::to_string_pretty(report);
-        println!("{}", text.map_err(|error| Failure::new(error.to_string()))?);
-        return Ok(());
+        return print(&format!("{}\n", text.map_err(|error| Failure::new(error.to_string()))?));
     }
     match (&report.ratio, report.runs.as_slice()) {
-        (None, [run]) => print!("{}", report::table(run, &report.load)),
-        _ => print!("{}", report::comparison_table(report)),
+        (None, [run]) => print(&report::table(run, &report.load))?,
+        _ => print(&report::comparison_table(report))?,
     }
-    if let Some(own) = &report.own_cost {
-        print!("{}", report::own_cost_line(own, &report.load));
+    match &report.own_cost {
+        Some(own) => print(&report::own_cost_line(own, &report.load)),
+        None => Ok(()),
     }
-    Ok(())
+}
+
+fn print(text: &str) -> Result<(), Failure> {
+    crate::text::print(text).map_err(|error| Failure::new(format!("write the result: {error}")))
 }
 
 /// Writes the pictures that were asked for.

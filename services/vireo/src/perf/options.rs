@@ -8,6 +8,7 @@ use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::Pid;
 
 use super::units::{CoreList, parse_cores, parse_duration, parse_rate, parse_size, show_size};
+use crate::reach::DEFAULT_TIMEOUT;
 
 /// Largest I/O: beyond it a transfer is many commands anyway.
 const BLOCK_SIZE_MAX: u64 = 64 << 20;
@@ -88,6 +89,9 @@ pub struct PerfArguments {
     /// After this long without completion an I/O is aborted, then the controller reset.
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = parse_duration)]
     pub io_timeout: Duration,
+    /// Give up a target that cannot be reached after this long.
+    #[arg(long, value_name = "TIME", default_value = DEFAULT_TIMEOUT, value_parser = parse_duration)]
+    pub connect_timeout: Duration,
     /// How to show the results.
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     pub output: Output,
@@ -191,6 +195,8 @@ pub struct Load {
     pub seed: u64,
     /// When an I/O is taken for lost.
     pub io_timeout: Duration,
+    /// When a target is taken for one that cannot be reached.
+    pub connect_timeout: Duration,
 }
 
 impl Pattern {
@@ -254,6 +260,7 @@ impl PerfArguments {
             rate: self.rate,
             seed: self.seed,
             io_timeout: self.io_timeout,
+            connect_timeout: self.connect_timeout,
         })
     }
 
@@ -285,6 +292,9 @@ impl PerfArguments {
         }
         if self.io_timeout < Duration::from_millis(100) {
             return Err("--io-timeout: has to be at least 100ms".to_owned());
+        }
+        if self.connect_timeout < Duration::from_millis(100) {
+            return Err("--connect-timeout: has to be at least 100ms".to_owned());
         }
         if !self.offset.is_multiple_of(BLOCK_SIZE_UNIT) {
             return Err(format!("--offset {}: has to be a multiple of 512", self.offset));
@@ -381,7 +391,7 @@ mod tests {
         let load = load(
             "pcie:0000:01:00.0 --pattern randrw --mix 70 --block-size 16KiB --depth 32 --queues 2 --cores 0 \
              --time 30s --warm-up 1s --zipf 1.1 --namespace 2 --offset 1MiB --size 1GiB --verify crc32c \
-             --completions interrupt --rate 50k --seed 9 --io-timeout 5s",
+             --completions interrupt --rate 50k --seed 9 --io-timeout 5s --connect-timeout 20s",
         );
         assert_eq!(
             load,
@@ -403,6 +413,7 @@ mod tests {
                 rate: Some(50_000.0),
                 seed: 9,
                 io_timeout: Duration::from_secs(5),
+                connect_timeout: Duration::from_secs(20),
             }
         );
     }
@@ -459,6 +470,7 @@ mod tests {
             ("t --self --verify pattern", "--verify"),
             ("t --time 1ms", "--time"),
             ("t --io-timeout 1ms", "--io-timeout"),
+            ("t --connect-timeout 1ms", "--connect-timeout"),
             ("t --offset 100", "--offset"),
             ("t --size 1KiB", "--size"),
             ("t --namespace 0", "--namespace"),

@@ -12,7 +12,7 @@ use super::run::Measured;
 use super::tally::Tally;
 use super::target::Session;
 use super::units::{show_count, show_nanos, show_size};
-use crate::perf::text::text_of;
+use crate::text::text_of;
 
 /// Version of the JSON: raised when a key changes its meaning or goes; keys may be added.
 pub const SCHEMA: u32 = 1;

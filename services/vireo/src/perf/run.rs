@@ -18,8 +18,9 @@ use super::options::{Completions, Load};
 use super::pace::Pace;
 use super::progress::Progress;
 use super::tally::{Interval, Tally, Timeline};
-use super::target::{Failure, Session, explain};
+use super::target::Session;
 use super::verify::{Ledger, Verifier};
+use crate::reach::{Failure, explain};
 
 /// Turns between two looks at what time it is.
 const TURNS: u32 = 64;

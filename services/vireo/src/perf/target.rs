@@ -1,29 +1,15 @@
 //! Reaching what is to be loaded, and seeing that the load fits it.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use nvme_driver::{ConnectError, Controller, Error, Namespace, Options};
+use nvme_driver::{Controller, Namespace, Options};
 use nvme_spec::Nsid;
 
 use super::lane::Geometry;
 use super::null_target::{NullMedium, NullTarget};
 use super::options::{Completions, Load};
 use super::verify::ledger;
-
-/// Longest wait for a target's first answers and for its answers to admin commands: a person sees an error within five
-/// seconds, whatever the target does.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// Why there is no result. One line, with what to do about it.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text}")]
-pub struct Failure {
-    /// The line.
-    pub text: String,
-    /// Whether the options are to blame: exit status 2 instead of 1.
-    pub usage: bool,
-}
+use crate::reach::{Failure, driver_options, explain, within};
 
 /// What is loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,25 +33,6 @@ pub struct Session {
     pub blocks: u64,
 }
 
-impl Failure {
-    /// Something outside failed.
-    pub fn new(text: impl Into<String>) -> Self {
-        Self { text: text.into(), usage: false }
-    }
-
-    /// The options do not fit.
-    pub fn usage(text: impl Into<String>) -> Self {
-        Self { text: text.into(), usage: true }
-    }
-}
-
-impl From<ConnectError> for Failure {
-    fn from(error: ConnectError) -> Self {
-        let usage = matches!(error, ConnectError::Address(_));
-        Self { text: error.to_string(), usage }
-    }
-}
-
 impl std::fmt::Display for Target {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -75,10 +42,14 @@ impl std::fmt::Display for Target {
     }
 }
 
-/// Settings of the driver under which nothing hangs for more than a few seconds.
-#[must_use]
-pub fn driver_options() -> Options {
-    Options { connect_timeout: ANSWER_TIMEOUT, admin_timeout: ANSWER_TIMEOUT, ..Options::default() }
+/// Connects within the load's time limit and checks that the load fits.
+///
+/// # Errors
+/// [`Failure`].
+pub fn reach(target: &Target, load: &Load) -> Result<Session, Failure> {
+    let (theirs, load) = (target.clone(), load.clone());
+    let timeout = load.connect_timeout;
+    within(&target.to_string(), timeout, "--connect-timeout", move || open(&theirs, &load))
 }
 
 /// Connects and checks that the load fits.
@@ -90,7 +61,7 @@ pub fn open(target: &Target, load: &Load) -> Result<Session, Failure> {
         io_timeout: load.io_timeout,
         queues: load.queues,
         interrupts: load.completions == Completions::Interrupt,
-        ..driver_options()
+        ..driver_options(load.connect_timeout)
     };
     let controller = match target {
         Target::Address(address) => Controller::connect_with(address, &options)?,
@@ -136,35 +107,6 @@ fn choose(controller: &Controller, nsid: Option<u32>) -> Result<Namespace, Failu
         }
     };
     controller.namespace(nsid).map_err(|error| explain(&error))
-}
-
-/// An error of the driver in one line.
-#[must_use]
-pub fn explain(error: &Error) -> Failure {
-    let text = one_line(error);
-    match error {
-        Error::NoNamespace { .. } => Failure::new(format!("{text}; choose one with --namespace")),
-        Error::Gone => {
-            Failure::new(format!("{text}: its target ended; see its log, then start it again"))
-        }
-        Error::TimedOut { .. } => {
-            Failure::new(format!("{text}: it hangs; see its log, then restart it"))
-        }
-        _ => Failure::new(text),
-    }
-}
-
-/// An error with its causes.
-#[must_use]
-pub fn one_line(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text.replace('\n', " ")
 }
 
 /// Where the load's I/Os lie in the namespace.

@@ -124,6 +124,12 @@ impl Controller {
         self.inner.granted()
     }
 
+    /// Interrupt vectors (MSI-X) of the controller; 0 if it has none.
+    #[must_use]
+    pub fn vectors(&self) -> u16 {
+        self.inner.transport.vectors()
+    }
+
     /// Most bytes of one I/O command's data; larger requests are split.
     #[must_use]
     pub fn max_transfer(&self) -> u64 {
