@@ -8,6 +8,9 @@ use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use vireo_proto::handoff::{reply, request};
 
+#[cfg(test)]
+mod tests;
+
 /// How long a process may take to apply: a frontend waits half a minute for the last commands of a removed namespace.
 const APPLY_TIMEOUT: Duration = Duration::from_secs(60);
 /// First pause after a failure; doubled up to [`MAX_BACKOFF`].
@@ -121,12 +124,15 @@ impl Talk {
     /// Tells every new process, everything new, and again what failed. Ends when the peer is dropped.
     async fn run(mut self) {
         let mut backoff = MIN_BACKOFF;
+        // What a predecessor applied says nothing of a process that was told nothing yet.
+        let mut fresh = true;
         loop {
-            let fresh = self.sessions.has_changed().unwrap_or(false);
+            // Whatever woke this task: another process may have come at the same time.
+            fresh |= self.sessions.has_changed().unwrap_or(true);
             let session = self.sessions.borrow_and_update().clone().filter(|s| !s.is_closed());
             let Some(session) = session else {
                 self.tell(Outcome::Away);
-                backoff = MIN_BACKOFF;
+                (backoff, fresh) = (MIN_BACKOFF, true);
                 if self.sessions.changed().await.is_err() {
                     return;
                 }
@@ -137,12 +143,12 @@ impl Talk {
             match wanted {
                 None => self.tell(Outcome::Present),
                 Some(Wanted { document, body }) => {
-                    // What a predecessor applied says nothing of this one.
-                    if fresh {
+                    if std::mem::take(&mut fresh) {
                         self.tell(Outcome::Present);
                     }
                     let failures = apply(&session, body).await;
                     if session.is_closed() {
+                        fresh = true;
                         continue;
                     }
                     clean = failures.is_empty();
@@ -150,12 +156,15 @@ impl Talk {
                 }
             }
             tokio::select! {
-                changed = self.sessions.changed() => if changed.is_err() { return },
+                changed = self.sessions.changed() => {
+                    if changed.is_err() { return }
+                    fresh = true;
+                }
                 changed = self.wanted.changed() => {
                     if changed.is_err() { return }
                     backoff = MIN_BACKOFF;
                 }
-                () = session.closed() => {}
+                () = session.closed() => fresh = true,
                 () = self.again.notified(), if !clean => {}
                 () = tokio::time::sleep(backoff), if !clean => {
                     backoff = (backoff * 2).min(MAX_BACKOFF);

@@ -8,11 +8,15 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::task::JoinHandle;
 use vireo_manager::manager::Manager;
+use vireo_manager::reconcile::Progress;
 use vireo_proto::Failure;
 use vireo_proto::handoff::{
     ApplyFailure, ApplyResult, ApplyTargets, BdevInfo, GetStatus, HostStatus, ProcessStatus,
     Reload, ReloadResult, StatusItem, reply, request,
 };
+
+/// How long anything may take before a test gives up.
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 pub const TEXT: &str = r#"
 [[worker]]
@@ -215,10 +219,17 @@ pub struct Managed {
 impl Managed {
     /// Waits until all is served as configured.
     pub async fn reached(&self) {
+        self.until("all is served", Progress::reached).await;
+    }
+
+    /// Waits until the reconciler is so far, and gives how far.
+    pub async fn until(&self, what: &str, so_far: impl Fn(&Progress) -> bool) -> Progress {
         let mut progress = self.manager.progress();
-        let reached = progress.wait_for(|progress| progress.reached());
-        let reached = tokio::time::timeout(Duration::from_secs(20), reached).await;
-        reached.expect("the goal is reached in time").unwrap();
+        let waited = tokio::time::timeout(PATIENCE, progress.wait_for(|now| so_far(now))).await;
+        match waited {
+            Ok(found) => found.unwrap().clone(),
+            Err(_) => panic!("waited in vain until {what}: {:?}", self.manager.progress().borrow()),
+        }
     }
 
     pub async fn reload(&self) -> Result<ReloadResult, String> {

@@ -19,7 +19,7 @@ fn failure(object: &str, message: &str) -> ApplyFailure {
 async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
-        assert!(start.elapsed() < Duration::from_secs(20), "{what}");
+        assert!(start.elapsed() < fake::PATIENCE, "{what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -38,7 +38,10 @@ fn state(host: &Host) -> String {
 
 #[tokio::test]
 async fn backends_are_told_before_frontends() {
-    let (host, _fakes, managed) = started().await;
+    let (host, fakes) = Host::start();
+    *fakes["b1"].delay.lock().unwrap() = Duration::from_millis(200);
+    let managed = host.manage().await;
+    managed.reached().await;
     let mut told = host.told();
     told[..2].sort();
     told[2..].sort();
@@ -56,9 +59,21 @@ async fn a_process_that_comes_again_is_told_again_and_nobody_else() {
     for (name, line) in [("b1", "b1: mem1"), ("f0", "f0: s0/1 vm0")] {
         host.told();
         host.kill(name).await;
-        let mut progress = managed.manager.progress();
-        progress.wait_for(|progress| !progress.reached()).await.unwrap();
+        managed.until("its absence is seen", |progress| !progress.reached()).await;
         host.run(name);
+        managed.reached().await;
+        assert_eq!(host.told(), [line]);
+    }
+}
+
+#[tokio::test]
+async fn a_process_that_comes_again_at_once_is_told_again_and_nobody_else() {
+    let (mut host, _fakes, managed) = started().await;
+    for (name, line) in [("b1", "b1: mem1"), ("f0", "f0: s0/1 vm0"), ("b0", "b0: mem0")] {
+        host.told();
+        host.kill(name).await;
+        host.run(name);
+        until("it is told again", || host.has_told(line)).await;
         managed.reached().await;
         assert_eq!(host.told(), [line]);
     }
@@ -69,8 +84,7 @@ async fn frontends_do_not_wait_for_ever_for_a_backend_that_is_away() {
     let (mut host, _fakes) = Host::start();
     host.kill("b1").await;
     let managed = host.manage().await;
-    let mut progress = managed.manager.progress();
-    let progress = progress.wait_for(|progress| progress.settled).await.unwrap().clone();
+    let progress = managed.until("it is settled", |progress| progress.settled).await;
     assert_eq!(progress.failures, ["backend b1: is not there"]);
     let mut told = host.told();
     told.sort();
@@ -90,8 +104,7 @@ async fn failures_are_told_and_tried_again_until_they_are_gone() {
     *fakes["f1"].failures.lock().unwrap() = vec![failure("endpoint vm1", "path is taken")];
     *fakes["b0"].failures.lock().unwrap() = vec![failure("bdev mem0", "no memory")];
     let managed = host.manage().await;
-    let mut progress = managed.manager.progress();
-    let failures = progress.wait_for(|p| p.settled).await.unwrap().failures.clone();
+    let failures = managed.until("it is settled", |progress| progress.settled).await.failures;
     let expected = ["backend b0: bdev mem0: no memory", "frontend f1: endpoint vm1: path is taken"];
     assert_eq!(failures, expected);
     assert_eq!(managed.status().await.failures, expected);
@@ -165,8 +178,7 @@ async fn a_bdev_stays_until_its_frontend_has_let_go_of_it() {
     host.edit(&[(NAMESPACE, ""), (BDEV, "")]);
     host.told();
     let managed = host.manage().await;
-    let mut progress = managed.manager.progress();
-    let failures = progress.wait_for(|p| p.settled).await.unwrap().failures.clone();
+    let failures = managed.until("it is settled", |progress| progress.settled).await.failures;
     assert_eq!(failures, ["frontend f0: is not there", stays]);
     assert!(host.told().contains(&"b0: mem0".to_owned()), "the bdev is still wanted of it");
     host.run("f0");
@@ -283,8 +295,7 @@ async fn a_manager_that_comes_again_does_not_change_what_guests_run_on() {
     managed.kill().await;
     host.edit(&[("subsystem = \"s1\"", "subsystem = \"s1\"\nqueues = 3")]);
     let managed = host.manage().await;
-    let mut progress = managed.manager.progress();
-    progress.wait_for(|progress| progress.reached()).await.unwrap();
+    managed.reached().await;
     let line = managed.manager.line();
     assert!(
         line.contains("the configuration file is not served: queues of endpoint vm1"),
