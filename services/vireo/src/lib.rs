@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod client;
+pub mod generate;
 pub mod identify;
 pub mod perf;
 pub mod reach;

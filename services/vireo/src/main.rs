@@ -3,13 +3,14 @@
 #![forbid(unsafe_code)]
 
 use anyhow::Context;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use service::config::Config;
 use service::control::ControlError;
 use service::shutdown::Shutdown;
 use service::start::{EXIT_CONFIGURATION, EXIT_FAILURE, refuse, set_limits};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use vireo::generate::{self, GenerateArguments};
 use vireo::identify::{self, IdentifyArguments};
 use vireo::perf::{self, PerfArguments};
 use vireo::{client, status, up};
@@ -59,6 +60,9 @@ enum Command {
     Perf(Box<PerfArguments>),
     /// Describe an NVMe controller, its namespaces, features and logs.
     Identify(Box<IdentifyArguments>),
+    /// Make man pages, completions and units.
+    #[command(hide = true)]
+    Generate(GenerateArguments),
 }
 
 /// Which host's services.
@@ -109,6 +113,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Perf(arguments) => Ok(perf::run(&arguments)),
         Command::Identify(arguments) => Ok(identify::run(&arguments)),
+        Command::Generate(arguments) => generate::run(&arguments, CommandLine::command()),
         Command::Reload { host } => reload(&host).await,
         Command::Status { host, output } => {
             let status = match host.socket() {
