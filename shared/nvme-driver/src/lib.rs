@@ -25,12 +25,17 @@
 //! retried are, one that does not come back is aborted and then the controller reset, and a controller that is gone ends
 //! every outstanding request with an error. Nothing waits for ever.
 //!
+//! A queue pair is polled, or waits for its interrupts ([`QueuePair::wait`], [`QueuePair::event`]); [`AsyncQueuePair`] makes
+//! its requests futures.
+//!
 //! The queue pair's path allocates nothing, locks nothing and makes no system call. Unsafe code stands in the modules
 //! that touch mapped memory of queues and doorbells (`ring`, `doorbell`) and in `transport::vfio`; nowhere else.
 
 #![deny(unsafe_code)]
 
 mod address;
+mod async_queue;
+mod bare_queue;
 mod controller;
 mod doorbell;
 mod error;
@@ -46,6 +51,8 @@ mod split;
 pub mod transport;
 
 pub use address::{Address, AddressError, PciAddress};
+pub use async_queue::AsyncQueuePair;
+pub use bare_queue::BareQueue;
 pub use controller::{AdminData, Controller, Event};
 pub use error::{ConnectError, Error, IoError};
 pub use memory::{DmaBuffer, MemoryError, Registered};

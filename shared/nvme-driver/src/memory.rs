@@ -94,6 +94,31 @@ struct Registration {
 /// # }
 /// ```
 ///
+/// Nor does a view of it outlive its being in flight:
+///
+/// ```compile_fail,E0505
+/// # fn example(queue: &mut nvme_driver::QueuePair, ns: &nvme_driver::Namespace, buffer: nvme_driver::DmaBuffer) {
+/// let view = buffer.host();
+/// queue.submit(nvme_driver::Request::read(ns, nvme_spec::Lba(0), buffer)).unwrap();
+/// view.fill(0); // still a borrow of what moved
+/// # }
+/// ```
+///
+/// Nor can it be in flight twice: it has no copy, and a request is used up.
+///
+/// ```compile_fail,E0599
+/// # fn example(buffer: nvme_driver::DmaBuffer) {
+/// let twin = buffer.clone();
+/// # }
+/// ```
+///
+/// ```compile_fail,E0382
+/// # fn example(queue: &mut nvme_driver::QueuePair, request: nvme_driver::Request) {
+/// queue.submit(request).unwrap();
+/// queue.submit(request).unwrap();
+/// # }
+/// ```
+///
 /// Dropping it gives its share of the memory back.
 pub struct DmaBuffer {
     memory: Registered,
@@ -150,7 +175,14 @@ impl Registered {
 
     /// Registers the whole of a memory object.
     pub(crate) fn register(domain: &Arc<Domain>, fd: OwnedFd) -> Result<Self, MemoryError> {
-        let region = Region::map(fd, 1, &RegionPolicy::default())?;
+        Self::register_region(domain, Region::map(fd, 1, &RegionPolicy::default())?)
+    }
+
+    /// Registers the whole of a memory object that is mapped already.
+    pub(crate) fn register_region(
+        domain: &Arc<Domain>,
+        region: Arc<Region>,
+    ) -> Result<Self, MemoryError> {
         let len = region.len();
         let iova = domain.take(len).ok_or(MemoryError::Full { len })?;
         if let Err(source) = domain.transport.dma_map(iova, &region) {

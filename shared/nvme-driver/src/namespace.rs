@@ -43,7 +43,7 @@ impl Namespace {
         }
         let blocks = (data_bytes >> format.lbads()).clamp(1, crate::split::BLOCKS_MAX.into());
         let limits = Limits {
-            block_shift: format.lbads(),
+            block_shift: format.lbads().into(),
             // At most 65,536.
             data_blocks: blocks as u32,
             boundary: identify.noiob.into(),

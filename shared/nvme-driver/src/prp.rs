@@ -5,8 +5,10 @@
 
 use std::sync::atomic::Ordering;
 
+use nvme_spec::Iova;
+use nvme_spec::command::Psdt;
 use nvme_spec::sgl::SglDescriptor;
-use nvme_spec::{Command, Iova};
+use zerocopy::transmute;
 
 use crate::memory::Registered;
 
@@ -16,6 +18,24 @@ pub(crate) struct Lists {
     memory: Registered,
     offset: usize,
     page_shift: u32,
+    /// Bytes of a memory page.
+    page: u64,
+}
+
+/// A data pointer: its kind, and the two words of it.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct DataPointer {
+    /// An SGL descriptor instead of two PRP entries.
+    pub(crate) sgl: bool,
+    pub(crate) words: [u64; 2],
+}
+
+impl DataPointer {
+    /// PRP or SGL for Data Transfer (PSDT).
+    #[inline]
+    pub(crate) fn psdt(&self) -> Psdt {
+        if self.sgl { Psdt::SGL_METADATA_BUFFER } else { Psdt::PRP }
+    }
 }
 
 /// What a command's data pointer may be.
@@ -37,7 +57,7 @@ impl Lists {
 
     /// Lists from `offset` of `memory` on; its owner made it large enough, at a page boundary.
     pub(crate) fn new(memory: &Registered, offset: usize, page_shift: u32) -> Self {
-        Self { memory: memory.clone(), offset, page_shift }
+        Self { memory: memory.clone(), offset, page_shift, page: 1 << page_shift }
     }
 
     /// Most bytes of a command whose list is one page: PRP1 may begin anywhere in its page.
@@ -45,29 +65,34 @@ impl Lists {
         1 << (page_shift - 3 + page_shift)
     }
 
-    /// `command` with its data, `len` bytes from `iova`, which are at most [`reach`](Self::reach).
+    /// The data pointer of command `index`, whose data is `len` bytes from `iova`, at most [`reach`](Self::reach).
     #[inline]
     pub(crate) fn point(
         &self,
-        command: Command,
         index: usize,
         iova: u64,
         len: usize,
         pointer: Pointer,
-    ) -> Command {
-        let page = 1_u64 << self.page_shift;
+    ) -> DataPointer {
+        let page = self.page;
+        let end = (iova & (page - 1)) + len as u64;
+        if end <= page && pointer != Pointer::Sgl {
+            return DataPointer { sgl: false, words: [iova, 0] };
+        }
+        self.point_far(index, iova, len, pointer)
+    }
+
+    /// The same for data that is not within one page.
+    fn point_far(&self, index: usize, iova: u64, len: usize, pointer: Pointer) -> DataPointer {
+        let page = self.page;
         let end = (iova & (page - 1)) + len as u64;
         if pointer == Pointer::Sgl || (pointer == Pointer::SglForLists && end > 2 * page) {
-            return command.with_sgl(SglDescriptor::data_block(Iova(iova), len as u32));
-        }
-        if end <= page {
-            return command.with_prps(Iova(iova), Iova(0));
+            let sgl = SglDescriptor::data_block(Iova(iova), len as u32);
+            return DataPointer { sgl: true, words: transmute!(sgl) };
         }
         let second = (iova & !(page - 1)) + page;
-        if end <= 2 * page {
-            return command.with_prps(Iova(iova), Iova(second));
-        }
-        command.with_prps(Iova(iova), self.list(index, second, end - page))
+        let second = if end <= 2 * page { second } else { self.list(index, second, end - page).0 };
+        DataPointer { sgl: false, words: [iova, second] }
     }
 
     /// Fills the list of command `index` with the pages of `len` bytes from `first`, and returns where it is.

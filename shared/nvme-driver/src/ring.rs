@@ -17,7 +17,7 @@ const PHASE: u64 = 1 << 48;
 
 /// Submission queue: where the next command goes.
 pub(crate) struct SubmissionRing {
-    base: NonNull<Command>,
+    base: NonNull<[u64; 8]>,
     size: u32,
     tail: u32,
     memory: Registered,
@@ -44,7 +44,7 @@ impl SubmissionRing {
     /// A ring of `size` entries at `offset` of `memory`; `None` if it does not fit there.
     pub(crate) fn new(memory: &Registered, offset: usize, size: u32) -> Option<Self> {
         let slice = memory.host().sub(offset, size as usize * size_of::<Command>())?;
-        let base = NonNull::new(slice.as_ptr())?.cast::<Command>();
+        let base = NonNull::new(slice.as_ptr())?.cast::<[u64; 8]>();
         let fits = size >= 2 && base.is_aligned() && slice.is_writable();
         fits.then(|| Self { base, size, tail: 0, memory: memory.clone(), offset })
     }
@@ -72,11 +72,11 @@ impl SubmissionRing {
 
     /// Writes the next entry. The caller has made sure that there is room; the controller is told by the doorbell.
     #[inline]
-    pub(crate) fn push(&mut self, command: &Command) {
+    pub(crate) fn push(&mut self, entry: [u64; 8]) {
         // SAFETY: tail < size (below, `clear`), and `size` entries are mapped and aligned from base (new). No reference
         // to them exists; a target that reads at the same time gets a mix of old and new, which is its loss. The
         // doorbell's Release store keeps this before it.
-        unsafe { self.base.add(self.tail as usize).write(*command) };
+        unsafe { self.base.add(self.tail as usize).write(entry) };
         let next = self.tail + 1;
         self.tail = if next == self.size { 0 } else { next };
     }

@@ -9,7 +9,7 @@ pub(crate) const BLOCKS_MAX: u32 = 1 << 16;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Limits {
     /// Base two logarithm of the block size in bytes.
-    pub(crate) block_shift: u8,
+    pub(crate) block_shift: u32,
     /// Most blocks that carry data, at least 1.
     pub(crate) data_blocks: u32,
     /// No command crosses a multiple of this; 0: none.

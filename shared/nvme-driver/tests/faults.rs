@@ -3,9 +3,11 @@
 mod scripted;
 
 use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use nvme_driver::{
     ConnectError, Controller, Error, IoError, Options, QueueOptions, Reason, Request,
 };
@@ -123,6 +125,58 @@ fn a_command_that_does_not_complete_is_aborted_then_the_controller_reset() {
     // The queue is there again.
     let done = queue.run(Request::read(&namespace, Lba(1), done.buffer.unwrap())).unwrap();
     assert_eq!(done.result, Ok(0));
+}
+
+#[test]
+fn a_command_that_can_be_aborted_times_out_alone() {
+    let target = Scripted::start(Script { io: first(1, Act::UntilAborted), ..Script::default() });
+    let controller = target.connect_with(&hasty());
+    let namespace = controller.namespace(Nsid(1)).unwrap();
+    let mut queue = controller.queue_pair(&QueueOptions::default()).unwrap();
+    let buffer = controller.allocate(4096).unwrap();
+    let done = within(Duration::from_secs(3), || {
+        queue.run(Request::read(&namespace, Lba(0), buffer)).unwrap()
+    });
+    assert_eq!(done.result, Err(IoError::TimedOut));
+    let counters = queue.counters();
+    assert_eq!((counters.aborted, counters.resets), (1, 0));
+    assert_eq!(target.engine.lock().unwrap().enables, 1);
+}
+
+#[test]
+fn a_controller_that_reports_a_fatal_error_is_reset_before_the_time_out() {
+    let target = Scripted::start(Script { io: first(1, Act::Fail), ..Script::default() });
+    let options = Options { io_timeout: Duration::from_secs(4), ..hasty() };
+    let controller = target.connect_with(&options);
+    let namespace = controller.namespace(Nsid(1)).unwrap();
+    let mut queue = controller.queue_pair(&QueueOptions::default()).unwrap();
+    let buffer = controller.allocate(4096).unwrap();
+    let done = within(Duration::from_secs(3), || {
+        queue.run(Request::read(&namespace, Lba(0), buffer)).unwrap()
+    });
+    assert_eq!((done.result, queue.counters().aborted), (Err(IoError::Reset), 0));
+    let done = queue.run(Request::read(&namespace, Lba(0), done.buffer.unwrap())).unwrap();
+    assert_eq!(done.result, Ok(0));
+}
+
+#[test]
+fn a_target_that_stops_answering_is_given_up_in_time() {
+    let target = Scripted::start(Script { io: first(1, Act::Swallow), ..Script::default() });
+    let controller = target.connect_with(&hasty());
+    let namespace = controller.namespace(Nsid(1)).unwrap();
+    let mut queue = controller.queue_pair(&QueueOptions::default()).unwrap();
+    let buffer = controller.allocate(4096).unwrap();
+    // Neither its queues nor its socket are served as long as somebody holds this.
+    let held = target.engine.lock().unwrap();
+    let done = within(Duration::from_secs(5), || {
+        queue.run(Request::read(&namespace, Lba(0), buffer)).unwrap()
+    });
+    assert_eq!(done.result, Err(IoError::Gone));
+    within(Duration::from_secs(1), || {
+        assert!(matches!(controller.namespace(Nsid(1)), Err(Error::Gone)));
+        drop((queue, controller));
+    });
+    drop(held);
 }
 
 #[test]
@@ -383,6 +437,29 @@ fn a_server_that_is_silent_speaks_garbage_or_hangs_up_is_said_so() {
     assert!(matches!(garbage, ConnectError::NotVfioUser { .. }), "{garbage}");
     let gone = connect_to(drop);
     assert!(matches!(gone, ConnectError::Closed { .. }), "{gone}");
+}
+
+#[test]
+fn a_server_that_takes_nobody_in_is_not_waited_for_for_ever() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("cntrl");
+    let _listener = UnixListener::bind(&path).unwrap();
+    // Clients that wait already, until the backlog is full.
+    let mut waiting = Vec::new();
+    loop {
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let client = socket(AddressFamily::Unix, SockType::Stream, flags, None).unwrap();
+        match connect(client.as_raw_fd(), &UnixAddr::new(&path).unwrap()) {
+            Ok(()) => waiting.push(client),
+            Err(error) => break assert_eq!(error, nix::Error::EAGAIN),
+        }
+    }
+    let address = format!("vfio-user:{}", path.display());
+    let options = Options { connect_timeout: Duration::from_millis(300), ..Options::default() };
+    let error = within(Duration::from_secs(2), || {
+        Controller::connect_with(&address, &options).unwrap_err()
+    });
+    assert!(matches!(error, ConnectError::NotAnswering { .. }), "{error}");
 }
 
 #[test]

@@ -81,6 +81,34 @@ fn data_comes_back_where_the_controller_takes_little_at_a_time() {
 }
 
 #[test]
+fn every_length_comes_back_from_one_block_to_beyond_the_largest_transfer() {
+    // 16 KiB a command: 32 blocks; up to three commands and a rest.
+    let script = Script { mdts: 2, sgl: true, blocks: 8192, ..Script::default() };
+    let target = Scripted::start(script);
+    for data_pointer in [DataPointer::Prp, DataPointer::Sgl, DataPointer::Auto] {
+        let controller = target.connect_with(&Options { data_pointer, ..Options::default() });
+        let namespace = controller.namespace(Nsid(1)).unwrap();
+        let mut queue = controller.queue_pair(&QueueOptions::default()).unwrap();
+        let memory = controller.allocate(128 * 512).unwrap();
+        for blocks in 1..=100 {
+            let (lba, len) = (blocks as u64 * 61, blocks * 512);
+            let data = pattern(len, lba);
+            // Somewhere in a page, on a dword.
+            let mut buffer = memory.memory().buffer(blocks * 4, len).unwrap();
+            buffer.copy_from(&data);
+            let done = queue.run(Request::write(&namespace, Lba(lba), buffer)).unwrap();
+            assert_eq!(done.result, Ok(0), "write of {blocks} blocks");
+            let buffer = done.buffer.unwrap();
+            buffer.host().fill(0);
+            let done = queue.run(Request::read(&namespace, Lba(lba), buffer)).unwrap();
+            assert_eq!(done.result, Ok(0), "read of {blocks} blocks");
+            assert!(done.buffer.unwrap().to_vec() == data, "{blocks} blocks, {data_pointer:?}");
+        }
+        drop((queue, controller));
+    }
+}
+
+#[test]
 fn transfers_are_split_at_mdts_and_at_the_boundary() {
     let target = Scripted::start(Script { mdts: 1, noiob: 32, ..Script::default() });
     let controller = target.connect();

@@ -6,6 +6,7 @@ use nvme_spec::command::admin::{
     FormatNvmDword10, GetFeaturesDword10, IdentifyDword10, IdentifyDword11, LogPageDword10,
     LogPageDword11, SetFeaturesDword10,
 };
+use nvme_spec::command::{Fuse, Psdt};
 use nvme_spec::feature::{
     FeatureId, FeatureSelect, NamespaceWriteProtection, WriteProtectionState,
 };
@@ -41,19 +42,19 @@ pub enum AdminData<'a> {
 }
 
 impl Controller {
-    /// Sends any admin command, as it is but for its identifier and data pointer, and waits for its completion,
-    /// whatever its status.
-    ///
-    /// Not for Create and Delete I/O queue, nor for Asynchronous Event Request: the driver keeps those itself.
+    /// Sends an admin command, as it is but for its identifier and data pointer, and waits for its completion, whatever
+    /// its status.
     ///
     /// # Errors
-    /// [`Error`], if there is no completion.
+    /// [`Error`], if there is no completion. [`Error::Argument`] for what the driver keeps itself: Create and Delete I/O
+    /// queue, Asynchronous Event Request ([`next_event`](Self::next_event)), Doorbell Buffer Config.
     pub fn admin(
         &self,
         command: Command,
         data: AdminData<'_>,
         timeout: Duration,
     ) -> Result<Completion, Error> {
+        let command = callers(command)?;
         self.inner.admin().run(&self.inner, command, data, timeout)
     }
 
@@ -66,6 +67,7 @@ impl Controller {
         command: Command,
         data: AdminData<'_>,
     ) -> Result<Completion, Error> {
+        let command = callers(command)?;
         self.inner.command(&mut self.inner.admin(), command, data)
     }
 
@@ -265,6 +267,24 @@ impl Controller {
         match status.is_success() {
             true => Ok(()),
             false => Err(Error::Command { opcode: AdminOpcode::FORMAT_NVM, status }),
+        }
+    }
+}
+
+/// A caller's command, without the data pointer and the fuse that are not its to choose.
+fn callers(command: Command) -> Result<Command, Error> {
+    match command.admin_opcode() {
+        AdminOpcode::CREATE_IO_SQ
+        | AdminOpcode::CREATE_IO_CQ
+        | AdminOpcode::DELETE_IO_SQ
+        | AdminOpcode::DELETE_IO_CQ
+        | AdminOpcode::ASYNC_EVENT_REQUEST
+        | AdminOpcode::DOORBELL_BUFFER_CONFIG => Err(Error::Argument {
+            what: "queues, events and doorbell buffers are the driver's own",
+        }),
+        _ => {
+            let cdw0 = command.cdw0.with_psdt(Psdt::PRP).with_fuse(Fuse::NORMAL);
+            Ok(Command { cdw0, mptr: 0, dptr: [0; 16], ..command })
         }
     }
 }

@@ -269,7 +269,7 @@ impl AdminQueue {
         // Below SLOTS, which is 31.
         command.cdw0.set_cid(CommandId(index as u16));
         self.slots[index] = slot;
-        self.sq.push(&command);
+        self.sq.push(command.into_words());
         self.sq_bell.ring(self.sq.tail());
     }
 

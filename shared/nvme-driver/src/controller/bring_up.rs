@@ -12,7 +12,8 @@ use nvme_spec::identify::Cns;
 use nvme_spec::identify::controller::IdentifyController;
 use nvme_spec::log_page::smart::CriticalWarning;
 use nvme_spec::register::{
-    Cap, Cc, CommandSetSelected, Crto, Csts, ShutdownNotification, ShutdownStatus, Vs, offset,
+    Cap, Cc, CommandSetSelected, Crto, Csts, NSSR_RESET, ShutdownNotification, ShutdownStatus, Vs,
+    offset,
 };
 use nvme_spec::{AdminOpcode, Command, CommandId, Completion, Iova};
 use zerocopy::{FromZeros, IntoBytes};
@@ -111,6 +112,34 @@ impl Inner {
             self.give_up("it did not come back from a reset");
         }
         result
+    }
+
+    /// Resets the subsystem, then does what any reset does.
+    pub(crate) fn reset_subsystem(&self) -> Result<(), Error> {
+        if !self.cap.nssrs() {
+            let found = "a controller without CAP.NSSRS".to_owned();
+            return Err(Error::Unsupported { found, supported: "one with subsystem reset" });
+        }
+        let mut admin = self.admin();
+        if self.is_gone() {
+            return Err(Error::Gone);
+        }
+        tracing::info!(controller = %self.address, "nvm subsystem reset");
+        let result = self.subsystem_reset_now().and_then(|()| self.reset_now(&mut admin));
+        if let Err(error) = &result {
+            tracing::warn!(controller = %self.address, error = %crate::error::chain(error), "nvm subsystem reset failed");
+            self.give_up("it did not come back from a subsystem reset");
+        }
+        result
+    }
+
+    /// Writes NSSR, waits until CSTS.NSSRO says that it took place, and takes that back.
+    fn subsystem_reset_now(&self) -> Result<(), Error> {
+        self.transport.write_u32(offset::NSSR, NSSR_RESET)?;
+        let timeout = self.ready_timeout();
+        self.wait_for("resetting the nvm subsystem", timeout, |csts| csts.nssro() && !csts.rdy())?;
+        self.transport.write_u32(offset::CSTS, Csts::new().with_nssro(true).into_bits())?;
+        Ok(())
     }
 
     fn reset_now(&self, admin: &mut AdminQueue) -> Result<(), Error> {

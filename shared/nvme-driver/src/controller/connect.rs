@@ -57,6 +57,9 @@ fn explain(
             ErrorKind::NotFound => ConnectError::NoSocket { path },
             ErrorKind::ConnectionRefused => ConnectError::NotListening { path },
             ErrorKind::PermissionDenied => ConnectError::Permission { path },
+            ErrorKind::TimedOut => {
+                ConnectError::NotAnswering { path, waited: options.connect_timeout }
+            }
             _ => {
                 let call = "connect";
                 ConnectError::Transport { address, source: TransportError::System { call, source } }

@@ -183,6 +183,15 @@ impl Controller {
         self.inner.reset(self.inner.generation())
     }
 
+    /// Resets the whole NVM subsystem (NSSR), every controller of it, and brings this one up again, as
+    /// [`reset`](Self::reset) does. NVMe Base 2.0c 3.7.1. A PCI function may need to be found anew after it.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if the controller has no such reset (CAP.NSSRS); with any other the controller is gone.
+    pub fn reset_subsystem(&self) -> Result<(), Error> {
+        self.inner.reset_subsystem()
+    }
+
     /// Shuts the controller down (CC.SHN) and waits until it says that it is. Handles and queue pairs are of no use
     /// after it: outstanding requests end with [`crate::IoError::Gone`].
     ///

@@ -5,13 +5,15 @@ use nvme_spec::{Command, CommandId};
 use super::slot::{NONE, State};
 use super::{QueuePair, Reason};
 use crate::memory::DmaBuffer;
-use crate::prp::{Lists, Pointer};
+use crate::prp::{DataPointer, Lists, Pointer};
 use crate::request::Shape;
 
 impl QueuePair {
     /// Takes any I/O command as it is but for its identifier and, with a buffer, its data pointer. It is neither
-    /// checked, split nor sent again; its completion's dword 0 comes back. A command that moves other memory than
-    /// `buffer`'s cannot be made with it: without a buffer the data pointer is empty.
+    /// checked, split nor sent again; its completion's dword 0 comes back. Without a buffer the data pointer is empty.
+    ///
+    /// The caller answers for the length: a command that transfers more than `buffer` holds reaches what lies beside it in
+    /// registered memory. That spoils data, no more: nobody holds references into such memory.
     ///
     /// # Errors
     /// The reason, and the buffer.
@@ -40,15 +42,14 @@ impl QueuePair {
         slot.opcode = command.nvm_opcode();
         slot.retries = 0;
         slot.aborted = false;
-        let mut command = Command { dptr: [0; 16], mptr: 0, ..command };
-        command.cdw0.set_cid(CommandId(index));
-        if let Some((iova, len)) = at {
-            // The data pointer's kind is the driver's choice, so what the command said of it is void.
-            command = command.with_prps(nvme_spec::Iova(0), nvme_spec::Iova(0));
-            command = self.lists.point(command, index.into(), iova, len, self.pointer);
-        }
+        // The data pointer and its kind are the driver's choice.
+        let data = at.map_or(DataPointer::default(), |(iova, len)| {
+            self.lists.point(index.into(), iova, len, self.pointer)
+        });
+        let cdw0 = command.cdw0.with_cid(CommandId(index)).with_psdt(data.psdt());
+        let command = Command { cdw0, dptr: zerocopy::transmute!(data.words), mptr: 0, ..command };
         self.in_flight += 1;
-        self.sq.push(&command);
+        self.sq.push(command.into_words());
         Ok(())
     }
 

@@ -11,12 +11,14 @@ use std::time::{Duration, Instant};
 
 use nvme_spec::{CommandId, QueueId};
 
-use super::slot::{NONE, State};
+use super::slot::{NONE, Slot, State};
 use super::{Completed, HOUSEKEEPING_INTERVAL, QueuePair};
 use crate::error::{Error, IoError, chain};
 
 /// Epochs until a command is too old.
 const EPOCHS: u32 = 8;
+/// Epochs after which it is asked whether the controller still works.
+const LATE_EPOCHS: u32 = 1;
 /// Epochs that an aborted command has to complete.
 const ABORT_EPOCHS: u32 = 4;
 /// Epochs after which the controller is reset although no Abort could be sent.
@@ -91,6 +93,16 @@ impl QueuePair {
     fn expire(&mut self) {
         if self.cq.peek().is_some() {
             // Not all was taken that is there.
+            return;
+        }
+        // Something is late: a controller that says it failed is not waited for.
+        let late = |slot: &Slot| {
+            !matches!(slot.state, State::Free | State::Delayed)
+                && self.epoch.wrapping_sub(slot.epoch) > LATE_EPOCHS
+        };
+        if self.slots.iter().any(late) && self.cold.inner.csts().is_ok_and(|csts| csts.cfs()) {
+            tracing::warn!(controller = %self.cold.inner.address, qid = self.qid, "controller reports a fatal error");
+            self.reset_controller();
             return;
         }
         let mut reset = false;

@@ -28,7 +28,7 @@ pub(super) enum State {
 
 /// One outstanding command: what is needed to hand its buffer back, and to send it again.
 #[derive(Debug)]
-#[repr(align(64))]
+#[repr(C, align(64))]
 pub(super) struct Slot {
     pub(super) buffer: Option<DmaBuffer>,
     pub(super) token: u64,
@@ -38,15 +38,16 @@ pub(super) struct Slot {
     /// When it was submitted, in epochs of the queue pair.
     pub(super) epoch: u32,
     pub(super) parent: u16,
-    /// The next free slot.
-    pub(super) next: u16,
-    pub(super) opcode: NvmOpcode,
+    // What is mostly the same stands together, and is stored together.
     pub(super) state: State,
     pub(super) shape: Shape,
-    pub(super) block_shift: u8,
     pub(super) retries: u8,
     /// It timed out, and an Abort was sent.
     pub(super) aborted: bool,
+    pub(super) opcode: NvmOpcode,
+    pub(super) block_shift: u8,
+    /// The next free slot.
+    pub(super) next: u16,
 }
 
 /// A request that became several commands.

@@ -1,11 +1,12 @@
 //! Submitting. On the hot path: a request that is one read or write goes straight through; the rest is set apart.
 
-use nvme_spec::command::Fuse;
+use nvme_spec::command::{CommandDword0, Fuse};
 use nvme_spec::nvm::IoDword12;
 use nvme_spec::{CommandId, Lba};
 
-use super::slot::{NONE, State};
+use super::slot::{NONE, Slot, State};
 use super::{QueuePair, Reason, Rejected};
+use crate::prp::{DataPointer, Lists, Pointer};
 use crate::request::{Request, Shape};
 
 impl QueuePair {
@@ -20,74 +21,31 @@ impl QueuePair {
     )]
     pub fn submit(&mut self, request: Request) -> Result<(), Rejected> {
         let idle_and_stale = self.in_flight == 0 && self.is_stale();
-        if self.free == NONE || idle_and_stale || self.plain(&request).is_err() {
-            return self.submit_other(request);
+        let index = self.free;
+        match self.slots.get_mut(usize::from(index)) {
+            Some(slot) if !idle_and_stale && plain(&request, self.domain).is_ok() => {
+                self.free = slot.next;
+                slot.epoch = self.epoch;
+                let how = (State::Whole, Fuse::NORMAL);
+                let entry = occupy(slot, index, request, how, &self.lists, self.pointer);
+                self.in_flight += 1;
+                self.sq.push(entry);
+                self.sq.prefetch();
+                Ok(())
+            }
+            Some(_) | None => self.submit_other(request),
         }
-        self.send_whole(request, State::Whole, Fuse::NORMAL);
-        Ok(())
     }
 
-    /// Whether a request is blocks with data that go as one command.
-    #[inline]
-    fn plain(&self, request: &Request) -> Result<(), Reason> {
-        let Some(buffer) = &request.buffer else { return Err(Reason::Length) };
-        if request.shape != Shape::Data || !request.limits.fits(request.slba, request.blocks) {
-            return Err(Reason::TooLarge);
-        }
-        if buffer.memory().domain() as usize != self.domain {
-            return Err(Reason::ForeignBuffer);
-        }
-        let len = buffer.len() as u64;
-        if request.blocks == 0 || request.blocks << request.limits.block_shift != len {
-            return Err(Reason::Length);
-        }
-        if buffer.iova().0 & 3 != 0 {
-            return Err(Reason::Alignment);
-        }
-        if request.slba.0.checked_add(request.blocks).is_none() {
-            return Err(Reason::Range);
-        }
-        if request.allowed { Ok(()) } else { Err(Reason::WriteProtected) }
-    }
-
-    /// Sends a request as one command. There is a free slot, and the request fits.
-    #[inline]
+    /// Sends a request that fits one command. There is a free slot.
     fn send_whole(&mut self, request: Request, state: State, fuse: Fuse) {
         let index = self.free;
         let Some(slot) = self.slots.get_mut(usize::from(index)) else { return };
-        // A request without blocks keeps its dword 12; the number of blocks, 0's based, fits 16 bits (Limits).
-        let nlb_z = if request.shape == Shape::Argument { 0 } else { request.blocks as u32 - 1 };
-        let cdw12 = request.flags | nlb_z;
-        let (iova, len) = match (&request.buffer, request.shape) {
-            (Some(buffer), Shape::Data) => (buffer.iova().0, buffer.len()),
-            (Some(buffer), Shape::Argument) => (buffer.iova().0, request.argument_len()),
-            (Some(_), Shape::Blocks) | (None, _) => (0, 0),
-        };
         self.free = slot.next;
-        slot.buffer = request.buffer;
-        slot.token = request.token;
-        slot.slba = request.slba;
-        slot.nsid = request.nsid;
-        slot.cdw12 = cdw12;
         slot.epoch = self.epoch;
-        slot.parent = NONE;
-        slot.opcode = request.opcode;
-        slot.state = state;
-        slot.shape = request.shape;
-        slot.block_shift = request.limits.block_shift;
-        slot.retries = 0;
-        slot.aborted = false;
-        let cid = CommandId(index);
-        let mut command = Request::command(request.opcode, cid, request.nsid, request.slba, cdw12);
-        if fuse != Fuse::NORMAL {
-            command = command.with_fuse(fuse);
-        }
-        if len > 0 {
-            command = self.lists.point(command, index.into(), iova, len, self.pointer);
-        }
+        let entry = occupy(slot, index, request, (state, fuse), &self.lists, self.pointer);
         self.in_flight += 1;
-        self.sq.push(&command);
-        self.sq.prefetch();
+        self.sq.push(entry);
     }
 
     /// Everything that is not one read or write: what is full, wrong, without data, or to be split.
@@ -163,7 +121,7 @@ impl QueuePair {
         self.renew_if_idle();
         for first in [true, false] {
             let request = if first { &compare } else { &write };
-            if let Err(reason) = self.check(request).and_then(|()| self.plain(request)) {
+            if let Err(reason) = self.check(request).and_then(|()| plain(request, self.domain)) {
                 return Err(match first {
                     true => (Rejected { reason, request: compare }, write),
                     false => (Rejected { reason, request: write }, compare),
@@ -241,7 +199,7 @@ impl QueuePair {
         slot.opcode = parent.opcode;
         slot.state = State::Piece;
         slot.shape = parent.shape;
-        slot.block_shift = parent.limits.block_shift;
+        slot.block_shift = parent.limits.block_shift as u8;
         slot.retries = 0;
         slot.aborted = false;
         self.in_flight += 1;
@@ -270,11 +228,88 @@ impl QueuePair {
                 }
                 (Shape::Data | Shape::Argument, None, _) | (Shape::Blocks, _, _) => (0, 0),
             };
-        let cid = CommandId(index);
-        let mut command = Request::command(slot.opcode, cid, slot.nsid, slot.slba, slot.cdw12);
-        if len > 0 {
-            command = self.lists.point(command, index.into(), iova, len, self.pointer);
-        }
-        self.sq.push(&command);
+        let data = match len {
+            0 => DataPointer::default(),
+            _ => self.lists.point(index.into(), iova, len, self.pointer),
+        };
+        let cdw0 = CommandDword0::new()
+            .with_opcode(slot.opcode.0)
+            .with_psdt(data.psdt())
+            .with_cid(CommandId(index));
+        self.sq.push(Request::entry(cdw0, slot.nsid, data.words, slot.slba, slot.cdw12));
     }
+}
+
+/// Whether a request is blocks with data that go as one command, in memory of this domain.
+#[inline]
+fn plain(request: &Request, domain: usize) -> Result<(), Reason> {
+    let Some(buffer) = &request.buffer else { return Err(Reason::Length) };
+    if request.shape != Shape::Data || !request.limits.fits(request.slba, request.blocks) {
+        return Err(Reason::TooLarge);
+    }
+    if buffer.memory().domain() as usize != domain {
+        return Err(Reason::ForeignBuffer);
+    }
+    let len = buffer.len() as u64;
+    if request.blocks == 0 || request.blocks << request.limits.block_shift != len {
+        return Err(Reason::Length);
+    }
+    if buffer.iova().0 & 3 != 0 {
+        return Err(Reason::Alignment);
+    }
+    if request.slba.0.checked_add(request.blocks).is_none() {
+        return Err(Reason::Range);
+    }
+    if request.allowed { Ok(()) } else { Err(Reason::WriteProtected) }
+}
+
+/// Fills a free slot with a request that fits one command; the command's entry. `how` is the slot's state and whether the
+/// command is a half of a fused pair.
+#[inline]
+fn occupy(
+    slot: &mut Slot,
+    index: u16,
+    request: Request,
+    how: (State, Fuse),
+    lists: &Lists,
+    pointer: Pointer,
+) -> [u64; 8] {
+    let argument_len = request.argument_len();
+    let Request { buffer, token, slba, blocks, nsid, flags, limits, opcode, shape, allowed: _ } =
+        request;
+    // A request without blocks keeps its dword 12; the number of blocks, 0's based, fits 16 bits (Limits).
+    let nlb_z = if shape == Shape::Argument { 0 } else { blocks as u32 - 1 };
+    let cdw12 = flags | nlb_z;
+    let data = match (&buffer, shape, argument_len) {
+        (Some(buffer), Shape::Data, _) => {
+            lists.point(index.into(), buffer.iova().0, buffer.len(), pointer)
+        }
+        (Some(buffer), Shape::Argument, 1..) => {
+            lists.point(index.into(), buffer.iova().0, argument_len, pointer)
+        }
+        (Some(_), Shape::Blocks | Shape::Argument, _) | (None, ..) => DataPointer::default(),
+    };
+    // A free slot holds no buffer: there is nothing to drop.
+    let none = slot.buffer.take();
+    debug_assert!(none.is_none(), "a free slot holds a buffer");
+    std::mem::forget(none);
+    slot.buffer = buffer;
+    slot.token = token;
+    slot.slba = slba;
+    slot.nsid = nsid;
+    slot.cdw12 = cdw12;
+    slot.parent = NONE;
+    slot.state = how.0;
+    slot.shape = shape;
+    slot.retries = 0;
+    slot.aborted = false;
+    slot.opcode = opcode;
+    // At most 16 (Namespace).
+    slot.block_shift = limits.block_shift as u8;
+    let cdw0 = CommandDword0::new()
+        .with_opcode(opcode.0)
+        .with_fuse(how.1)
+        .with_psdt(data.psdt())
+        .with_cid(CommandId(index));
+    Request::entry(cdw0, nsid, data.words, slba, cdw12)
 }

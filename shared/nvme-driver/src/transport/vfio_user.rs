@@ -1,7 +1,7 @@
 //! A controller behind a vfio-user server's socket.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 
 use ipc::event::EventFd;
 use ipc::guest_memory::{Access, Region, RegionPolicy};
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use nvme_spec::register::offset::DOORBELLS;
-use vfio_user::client::{Client, ClientError, VersionStyle};
+use vfio_user::client::{Client, ClientError, DEFAULT_TIMEOUT, VersionStyle};
 use vfio_user::dma::{DmaAccess, DmaUnmap, Iova};
 use vfio_user::irq::IrqIndex;
 use vfio_user::region::RegionIndex;
@@ -23,6 +25,8 @@ use crate::doorbell::Doorbell;
 
 /// Class code of an NVMe I/O controller.
 const CLASS_NVME: u32 = 0x01_08_02;
+/// Longest wait for a register: no target works for one. What a device may have to be drained for waits longer.
+const REGISTER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Command register: memory space and bus master enable.
 const COMMAND: u64 = 0x04;
 const COMMAND_BITS: u16 = 0x0006;
@@ -42,8 +46,10 @@ pub struct VfioUser {
     stream: UnixStream,
     doorbells: Option<Mapping>,
     vectors: u16,
+    /// Whether MSI-X was enabled: a reset disables it.
+    msix: AtomicBool,
     severed: AtomicBool,
-    socket: PathBuf,
+    path: PathBuf,
 }
 
 /// The doorbells' area, mapped.
@@ -56,14 +62,14 @@ struct Mapping {
 }
 
 impl VfioUser {
-    /// Connects to the server at `socket` and prepares its device for use. All of it within `timeout`.
+    /// Connects to the server at `path` and prepares its device for use. All of it within `timeout`.
     ///
     /// # Errors
     /// [`TransportError`].
-    pub fn connect(socket: &Path, timeout: Duration) -> Result<Self, TransportError> {
+    pub fn connect(path: &Path, timeout: Duration) -> Result<Self, TransportError> {
         let deadline = Instant::now() + timeout;
-        let refused = |source| ClientError::Connect { path: socket.to_path_buf(), source };
-        let stream = UnixStream::connect(socket).map_err(refused)?;
+        let refused = |source| ClientError::Connect { path: path.to_path_buf(), source };
+        let stream = connect_until(path, deadline).map_err(refused)?;
         let second = stream.try_clone().map_err(refused)?;
         let mut client = Client::new(stream);
         let left = || deadline.saturating_duration_since(Instant::now());
@@ -96,18 +102,16 @@ impl VfioUser {
             Err(error) => return Err(error.into()),
         };
         client.set_timeout(left());
-        let mut command = [0; 2];
-        client.region_read(RegionIndex::CONFIG, COMMAND, &mut command)?;
-        let command = u16::from_le_bytes(command) | COMMAND_BITS;
-        client.region_write(RegionIndex::CONFIG, COMMAND, &command.to_le_bytes())?;
-        client.set_timeout(::vfio_user::client::DEFAULT_TIMEOUT);
+        enable_function(&mut client)?;
+        client.set_timeout(DEFAULT_TIMEOUT);
         Ok(Self {
             client: Mutex::new(client),
             stream: second,
             doorbells,
             vectors,
+            msix: AtomicBool::new(false),
             severed: AtomicBool::new(false),
-            socket: socket.to_path_buf(),
+            path: path.to_path_buf(),
         })
     }
 
@@ -128,21 +132,58 @@ impl VfioUser {
 
     fn read<const N: usize>(&self, offset: u64) -> Result<[u8; N], TransportError> {
         let mut bytes = [0; N];
-        let result = self.client()?.region_read(RegionIndex::BAR0, offset, &mut bytes);
+        let mut client = self.client()?;
+        client.set_timeout(REGISTER_TIMEOUT);
+        let result = client.region_read(RegionIndex::BAR0, offset, &mut bytes);
+        client.set_timeout(DEFAULT_TIMEOUT);
+        drop(client);
         self.check(result)?;
         Ok(bytes)
     }
 
     fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), TransportError> {
-        let result = self.client()?.region_write(RegionIndex::BAR0, offset, bytes);
+        let mut client = self.client()?;
+        client.set_timeout(REGISTER_TIMEOUT);
+        let result = client.region_write(RegionIndex::BAR0, offset, bytes);
+        client.set_timeout(DEFAULT_TIMEOUT);
+        drop(client);
         self.check(result)
     }
+}
+
+/// Connects. A server that takes nobody in, and whose backlog is full, is waited for until the deadline only.
+fn connect_until(path: &Path, deadline: Instant) -> io::Result<UnixStream> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    let address = UnixAddr::new(path)?;
+    loop {
+        match connect(fd.as_raw_fd(), &address) {
+            Ok(()) => break,
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            Err(Errno::EAGAIN) => return Err(io::ErrorKind::TimedOut.into()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let stream = UnixStream::from(fd);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
 }
 
 fn config_u32(client: &mut Client, offset: u64) -> Result<u32, ClientError> {
     let mut bytes = [0; 4];
     client.region_read(RegionIndex::CONFIG, offset, &mut bytes)?;
     Ok(u32::from_le_bytes(bytes))
+}
+
+/// Lets the function answer to its BARs and do DMA.
+fn enable_function(client: &mut Client) -> Result<(), ClientError> {
+    let mut command = [0; 2];
+    client.region_read(RegionIndex::CONFIG, COMMAND, &mut command)?;
+    let command = u16::from_le_bytes(command) | COMMAND_BITS;
+    client.region_write(RegionIndex::CONFIG, COMMAND, &command.to_le_bytes())
 }
 
 /// Maps the area that holds the doorbells, if the server offers one; else they are written by messages.
@@ -259,13 +300,23 @@ impl Transport for VfioUser {
         let mut result = client.set_eventfds(IrqIndex::MSIX, 0, events);
         if result.is_ok() {
             result = enable_msix(&mut client);
+            self.msix.store(result.is_ok(), Ordering::Release);
         }
         drop(client);
         self.check(result)
     }
 
     fn reset(&self) -> Result<(), TransportError> {
-        let result = self.client()?.reset();
+        let mut client = self.client()?;
+        let mut result = client.reset();
+        if result.is_ok() {
+            // The reset cleared both.
+            result = enable_function(&mut client);
+        }
+        if result.is_ok() && self.msix.load(Ordering::Acquire) {
+            result = enable_msix(&mut client);
+        }
+        drop(client);
         self.check(result)
     }
 
@@ -298,6 +349,6 @@ impl Transport for VfioUser {
 
 impl std::fmt::Debug for VfioUser {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "VfioUser({})", self.socket.display())
+        write!(f, "VfioUser({})", self.path.display())
     }
 }

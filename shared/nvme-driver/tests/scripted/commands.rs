@@ -8,7 +8,7 @@ use std::time::Instant;
 use ipc::doorbell::DoorbellPage;
 use ipc::guest_memory::{Access, HostSlice, Region};
 use nvme_spec::command::admin::{
-    CreateCqDword11, CreateQueueDword10, DeleteQueueDword10, IdentifyDword10,
+    AbortDword10, CreateCqDword11, CreateQueueDword10, DeleteQueueDword10, IdentifyDword10,
 };
 use nvme_spec::feature::FeatureId;
 use nvme_spec::feature::event::AsyncEvent;
@@ -59,6 +59,7 @@ pub struct Engine {
     shadow: Option<(u64, u64)>,
     late: Vec<(Instant, u16, Completion)>,
     event_requests: VecDeque<Completion>,
+    abortable: Vec<Completion>,
     disables: usize,
 }
 
@@ -80,6 +81,7 @@ impl Engine {
             shadow: None,
             late: Vec::new(),
             event_requests: VecDeque::new(),
+            abortable: Vec::new(),
             disables: 0,
         }
     }
@@ -172,6 +174,7 @@ impl Engine {
         self.cqs.clear();
         self.late.clear();
         self.event_requests.clear();
+        self.abortable.clear();
         self.shadow = None;
         self.page.clear();
         self.registers.insert(offset::CSTS, 0);
@@ -248,6 +251,11 @@ impl Engine {
                 self.late.push((Instant::now() + delay, sqid, completion));
             }
             Act::Swallow => {}
+            Act::UntilAborted => self.abortable.push(completion),
+            Act::Fail => {
+                let csts = Csts::from_bits(self.register(offset::CSTS)).with_cfs(true);
+                self.registers.insert(offset::CSTS, csts.into_bits());
+            }
             Act::WrongCid => {
                 let cid = nvme_spec::CommandId(0xFFF0);
                 self.post(sqid, Completion::new(QueueId(sqid), cid, sqhd, Status::SUCCESS));
@@ -294,7 +302,17 @@ impl Engine {
                 completion = completion.with_dw0(granted_z | granted_z << 16);
                 Status::SUCCESS
             }
-            AdminOpcode::SET_FEATURES | AdminOpcode::ABORT => Status::SUCCESS,
+            AdminOpcode::ABORT => {
+                let asked = AbortDword10::from_bits(command.cdw10);
+                let is_it =
+                    |held: &Completion| (held.sqid, held.cid) == (asked.sqid(), asked.cid());
+                if let Some(at) = self.abortable.iter().position(is_it) {
+                    let Completion { sqid, cid, sqhd, .. } = self.abortable.swap_remove(at);
+                    self.post(sqid.0, Completion::new(sqid, cid, sqhd, Status::ABORT_REQUESTED));
+                }
+                Status::SUCCESS
+            }
+            AdminOpcode::SET_FEATURES => Status::SUCCESS,
             AdminOpcode::GET_LOG_PAGE => Status::SUCCESS,
             AdminOpcode::CREATE_IO_CQ | AdminOpcode::CREATE_IO_SQ => self.create(command),
             AdminOpcode::DELETE_IO_CQ | AdminOpcode::DELETE_IO_SQ => {

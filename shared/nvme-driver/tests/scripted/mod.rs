@@ -30,6 +30,10 @@ pub enum Act {
     Status(Status),
     /// It never completes.
     Swallow,
+    /// It completes when it is aborted.
+    UntilAborted,
+    /// It never completes, and the controller reports a fatal error (CSTS.CFS).
+    Fail,
     /// It completes after this long.
     Late(Duration),
     /// A command that was never sent is completed in its place.
@@ -177,7 +181,13 @@ fn serve_socket(
             stream.set_nonblocking(true).unwrap();
             let stream = tokio::net::UnixStream::from_std(stream).unwrap();
             let (_complete, mut completions) = tokio::sync::mpsc::channel(1);
-            let mapped = engine.lock().unwrap().script.mapped_doorbells;
+            let mapped = {
+                // Nothing is left of the client before.
+                let mut engine = engine.lock().unwrap();
+                engine.disable();
+                engine.mappings.clear();
+                engine.script.mapped_doorbells
+            };
             let mut session = Session::new(device::description(page, mapped), Limits::default());
             let mut device = ScriptedDevice::new(Arc::clone(engine));
             tokio::select! {

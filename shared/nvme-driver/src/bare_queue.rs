@@ -1,0 +1,307 @@
+//! A queue pair without the driver's bookkeeping: for a caller that keeps its own, makes its commands itself and knows
+//! where in the controller's address space each page of their data lies. Hot path: pushing and popping allocate nothing,
+//! lock nothing and make no system call, unless doorbells are messages.
+//!
+//! Nothing is split, timed or sent again here, and nothing waits: what a reset takes is the caller's to end
+//! ([`BareQueue::is_stale`]), and to make the queues again ([`BareQueue::renew`]) on a thread that may wait.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use ipc::event::EventFd;
+use ipc::guest_memory::Region;
+use nvme_spec::ids::InterruptVector;
+use nvme_spec::register::DoorbellKind;
+use nvme_spec::{Command, CommandId, Completion, Iova, QueueId};
+
+use crate::controller::{Controller, Inner};
+use crate::doorbell::Bell;
+use crate::error::Error;
+use crate::memory::Registered;
+use crate::options::QueueOptions;
+use crate::ring::{CompletionRing, SubmissionRing};
+
+/// A queue pair of one thread. Dropping it deletes its queues, which waits for the controller.
+pub struct BareQueue {
+    inner: Arc<Inner>,
+    generation: u32,
+    qid: QueueId,
+    depth: u16,
+    vector: Option<InterruptVector>,
+    event: Option<EventFd>,
+    sq: SubmissionRing,
+    cq: CompletionRing,
+    sq_bell: Bell,
+    cq_bell: Bell,
+    /// A PRP list for each command identifier, each of one memory page, from `lists_at` on.
+    memory: Registered,
+    lists_at: usize,
+    page_shift: u32,
+    in_flight: u16,
+    /// Completions whose entries the controller has not been told are free.
+    unacked: u32,
+}
+
+impl Controller {
+    /// A queue pair whose commands the caller makes and keeps itself.
+    ///
+    /// # Errors
+    /// [`Error::NoQueue`] if all that were granted are in use, others as the controller answers.
+    pub fn bare_queue(&self, options: &QueueOptions) -> Result<BareQueue, Error> {
+        BareQueue::create(&self.inner, options)
+    }
+
+    /// Registers memory that is mapped already, such as a guest's, whole and in one window of the controller's address
+    /// space.
+    ///
+    /// # Errors
+    /// [`Error::Memory`].
+    pub fn register_region(&self, region: Arc<Region>) -> Result<Registered, Error> {
+        Ok(Registered::register_region(&self.inner.domain, region)?)
+    }
+
+    /// Looks whether the target is still there, and gives it up if not. `false`: the controller is gone. Makes system
+    /// calls; for whoever is not polled.
+    #[must_use]
+    pub fn check_alive(&self) -> bool {
+        !self.inner.check_alive()
+    }
+
+    /// Asks the controller to abort a command, if it takes another Abort now. Nobody waits for the answer: the command
+    /// completes, or does not.
+    #[must_use]
+    pub fn post_abort(&self, queue: QueueId, command: CommandId) -> bool {
+        !self.inner.is_gone() && self.inner.admin().post_abort(queue, command)
+    }
+
+    /// Bytes of a memory page as PRP entries count them (CC.MPS).
+    #[must_use]
+    pub fn page_size(&self) -> u64 {
+        1 << self.inner.page_shift()
+    }
+}
+
+impl BareQueue {
+    fn create(inner: &Arc<Inner>, options: &QueueOptions) -> Result<Self, Error> {
+        // Before the queues: a reset that comes in between is noticed.
+        let generation = inner.generation();
+        if inner.is_gone() {
+            return Err(Error::Gone);
+        }
+        let depth = inner.depth(options.depth);
+        let page_shift = inner.page_shift();
+        let page = 1_usize << page_shift;
+        let sq_size = u32::from(depth) + 1;
+        // Twice as long, so that its head can be told late.
+        let cq_size = (2 * sq_size).min(u32::from(inner.cap.mqes_z()) + 1);
+        let cq_at = (sq_size as usize * size_of::<Command>()).next_multiple_of(page);
+        let cq_bytes = (cq_size as usize * size_of::<Completion>()).next_multiple_of(page);
+        let lists_at = cq_at + cq_bytes;
+        let memory = Registered::allocate(&inner.domain, lists_at + usize::from(depth) * page)?;
+        let rings = (
+            SubmissionRing::new(&memory, 0, sq_size),
+            CompletionRing::new(&memory, cq_at, cq_size),
+        );
+        let (Some(sq), Some(cq)) = rings else {
+            return Err(Error::Argument { what: "the queues do not fit their memory" });
+        };
+        let qid = inner.take_queue_id()?;
+        let vector = inner.vector(qid).filter(|_| options.interrupt);
+        let event = vector.map(|(_, event)| event.try_clone()).transpose();
+        let event = event.map_err(|_| Error::Argument { what: "no descriptor for an interrupt" });
+        let vector = vector.map(|(vector, _)| vector);
+        let created = event.and_then(|event| {
+            inner.create_queues(qid, &sq, &cq, vector)?;
+            Ok(event)
+        });
+        let event = created.inspect_err(|_| inner.give_queue_id_back(qid))?;
+        Ok(Self {
+            inner: Arc::clone(inner),
+            generation,
+            qid,
+            depth,
+            vector,
+            event,
+            sq,
+            cq,
+            sq_bell: inner.bell(qid, DoorbellKind::SubmissionTail),
+            cq_bell: inner.bell(qid, DoorbellKind::CompletionHead),
+            memory,
+            lists_at,
+            page_shift,
+            in_flight: 0,
+            unacked: 0,
+        })
+    }
+
+    /// Whether it is a queue of this controller, as it is connected now.
+    #[must_use]
+    pub fn is_of(&self, controller: &Controller) -> bool {
+        Arc::ptr_eq(&self.inner, &controller.inner)
+    }
+
+    /// Queue Identifier.
+    #[must_use]
+    pub fn id(&self) -> QueueId {
+        self.qid
+    }
+
+    /// Commands that can be outstanding at a time; their identifiers are below this.
+    #[must_use]
+    pub fn depth(&self) -> u16 {
+        self.depth
+    }
+
+    /// Most pages of one command's data: PRP1, and a list of one memory page.
+    #[must_use]
+    pub fn pages_max(&self) -> usize {
+        1 + (1 << self.page_shift) / size_of::<u64>()
+    }
+
+    /// Commands that are outstanding.
+    #[must_use]
+    pub fn in_flight(&self) -> u16 {
+        self.in_flight
+    }
+
+    /// The event that its interrupts signal, if it has any.
+    #[must_use]
+    pub fn event(&self) -> Option<&EventFd> {
+        self.event.as_ref()
+    }
+
+    /// Takes a command with its identifier, which no outstanding one has, and the pages of its data as PRP entries: the
+    /// first may begin anywhere in its page, the others begin theirs. What lies there is to stay registered until the
+    /// command is over. The controller hears of it by [`ring`](Self::ring).
+    ///
+    /// `false`, and nothing happened: the queue is full, the identifier not below [`depth`](Self::depth), or there are
+    /// more than [`pages_max`](Self::pages_max) pages.
+    #[inline]
+    #[must_use]
+    pub fn push(&mut self, command: Command, pages: &[u64]) -> bool {
+        let cid = command.cdw0.cid().0;
+        if self.in_flight >= self.depth || cid >= self.depth || pages.len() > self.pages_max() {
+            return false;
+        }
+        let (first, second) = match *pages {
+            [] => (0, 0),
+            [first] => (first, 0),
+            [first, second] => (first, second),
+            [first, ref list @ ..] => (first, self.list(cid, list)),
+        };
+        let command = Command { mptr: 0, ..command }.with_prps(Iova(first), Iova(second));
+        self.in_flight += 1;
+        self.sq.push(command.into_words());
+        true
+    }
+
+    /// Fills the list of command `cid` and returns where it is.
+    fn list(&self, cid: u16, entries: &[u64]) -> u64 {
+        let at = self.lists_at + (usize::from(cid) << self.page_shift);
+        if let Some(list) = self.memory.host().sub(at, 1 << self.page_shift) {
+            for (index, &entry) in entries.iter().enumerate() {
+                // Relaxed: the doorbell's Release keeps it before.
+                let stored = list.store_u64(index * size_of::<u64>(), entry, Ordering::Relaxed);
+                debug_assert!(stored, "more pages than one list holds");
+            }
+        }
+        self.memory.iova() + at as u64
+    }
+
+    /// Tells the controller of what was pushed since the last time. Nothing new, nothing told.
+    #[inline]
+    pub fn ring(&mut self) {
+        let tail = self.sq.tail();
+        if tail != self.sq_bell.told() {
+            self.sq_bell.ring(tail);
+        }
+    }
+
+    /// Whether there is a completion to take.
+    #[inline]
+    #[must_use]
+    pub fn has_completion(&self) -> bool {
+        !self.is_stale() && self.cq.peek().is_some()
+    }
+
+    /// The next completion, as the controller wrote it: its identifier may be any. None of a stale queue.
+    #[inline]
+    pub fn pop(&mut self) -> Option<Completion> {
+        let high = self.cq.peek()?;
+        // What a controller left behind that was reset, or is gone, is not looked at.
+        if self.is_stale() {
+            return None;
+        }
+        let completion = self.cq.entry(high);
+        self.cq.advance();
+        self.in_flight = self.in_flight.saturating_sub(1);
+        self.unacked += 1;
+        if self.unacked >= self.cq.size() / 4 {
+            self.acknowledge();
+        }
+        Some(completion)
+    }
+
+    /// Tells the controller which completions were taken. Called now and then by [`pop`](Self::pop); to be called
+    /// before a pause.
+    pub fn acknowledge(&mut self) {
+        if self.unacked > 0 && !self.is_stale() {
+            self.unacked = 0;
+            self.cq_bell.ring(self.cq.head());
+        }
+    }
+
+    /// Whether the controller was disabled or given up since the queues were made: what was outstanding is over, and
+    /// nothing of it takes effect any more as far as the transport can see to that.
+    #[inline]
+    #[must_use]
+    pub fn is_stale(&self) -> bool {
+        self.inner.generation() != self.generation
+    }
+
+    /// Makes the queues again after a reset. Waits for the controller.
+    ///
+    /// # Errors
+    /// [`Error`]; of [`Error::Gone`] nothing can be done but to connect anew.
+    pub fn renew(&mut self) -> Result<(), Error> {
+        let inner = &self.inner;
+        let generation = inner.generation();
+        if inner.is_gone() {
+            return Err(Error::Gone);
+        }
+        self.sq.clear();
+        self.cq.clear();
+        let memory = inner.doorbells_are_memory();
+        self.sq_bell.clear(memory);
+        self.cq_bell.clear(memory);
+        (self.in_flight, self.unacked) = (0, 0);
+        inner.create_queues(self.qid, &self.sq, &self.cq, self.vector)?;
+        self.generation = generation;
+        Ok(())
+    }
+}
+
+impl Drop for BareQueue {
+    fn drop(&mut self) {
+        if !self.inner.is_gone()
+            && !self.is_stale()
+            && let Err(error) = self.inner.delete_queues(self.qid)
+        {
+            // Its identifier is not used again before the next reset.
+            tracing::warn!(controller = %self.inner.address, qid = %self.qid, %error, "queue pair not deleted");
+            return;
+        }
+        self.inner.give_queue_id_back(self.qid);
+    }
+}
+
+impl fmt::Debug for BareQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BareQueue")
+            .field("controller", &self.inner.address)
+            .field("qid", &self.qid)
+            .field("in_flight", &self.in_flight)
+            .finish_non_exhaustive()
+    }
+}
