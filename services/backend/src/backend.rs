@@ -1,7 +1,13 @@
 //! Answers the handoff's requests: devices for the manager and the frontends, channels and guest memory for workers.
+//!
+//! What is known is looked at and changed under a lock that is never held over a wait. Whatever the serve loop or a
+//! device has to do for a request is awaited without it, and not for long: requests of one connection are answered in
+//! order, so that one that waited for a stuck device would hold up all controllers of its worker.
 
-use crate::registry::{Device, Kind, Maintenance, Registry, failure, stopped};
-use crate::serve::{ChannelKey, Command, Handle, Owner};
+use crate::apply::Applier;
+use crate::registry::{Device, Kind, Maintenance, Registry, failure, unanswered};
+use crate::serve::{ChannelKey, Command, DeviceKey, Handle, Owner};
+use crate::store::Store;
 use bdev::error::Error;
 use bdev::ring::create_segment;
 use bdev::ring::server::RingServer;
@@ -10,13 +16,14 @@ use ipc::guest_memory::{Region, RegionId, RegionPolicy};
 use nix::unistd::Pid;
 use service::control::{Answer, ConnectionId, Handler, Incoming};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::Mutex;
 use tracing::info;
 use vireo_proto::handoff::{
-    AddRegion, ChannelGrant, ChannelKind, OpenChannel, ProcessStatus, RemoveRegion, StatusItem,
-    reply, request,
+    AddRegion, ApplyBdevs, ChannelGrant, ChannelKind, OpenChannel, ProcessStatus, RemoveRegion,
+    StatusItem, reply, request,
 };
 use vireo_proto::{Failure, id_from_bytes};
 
@@ -24,22 +31,32 @@ use vireo_proto::{Failure, id_from_bytes};
 const RING_DEPTH: usize = 256;
 /// Most channels of one worker: every namespace of as many controllers as it can hold.
 const MAX_CHANNELS: usize = 4096;
-/// Pause between two looks whether a worker's process is gone.
+/// How long a request of a worker's waits for the serve loop, or for what is under way on a device. A worker asks again.
+const WAIT: Duration = Duration::from_secs(2);
+/// First pause between two looks whether a worker's process is gone; doubled up to [`MAX_REAP_PAUSE`].
 const REAP_PAUSE: Duration = Duration::from_millis(20);
+/// Longest such pause.
+const MAX_REAP_PAUSE: Duration = Duration::from_secs(1);
 
 /// The backend.
 pub struct Backend {
     name: String,
     serve: Handle,
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
+    /// One document at a time.
+    applier: tokio::sync::Mutex<Applier>,
 }
 
-struct State {
-    registry: Registry,
+/// What is looked at and changed at once.
+#[derive(Default)]
+pub(crate) struct State {
+    pub(crate) registry: Registry,
     channels: HashMap<ChannelKey, Granted>,
-    next_channel: ChannelKey,
+    last_channel: ChannelKey,
     /// False until the manager has told what is wanted.
     applied: bool,
+    /// A task looks whether workers that left leases behind are dead.
+    reaping: bool,
 }
 
 /// A channel that a worker has.
@@ -47,16 +64,20 @@ struct Granted {
     connection: ConnectionId,
     pid: i32,
     bdev: String,
+    device: DeviceKey,
     lease: Option<usize>,
     ring: bool,
 }
 
 impl Backend {
-    /// A backend of this name over a running serve loop.
-    pub fn new(name: String, serve: Handle, registry: Registry) -> Self {
-        let (channels, next_channel, applied) = (HashMap::new(), 1, false);
-        let state = Mutex::new(State { registry, channels, next_channel, applied });
-        Self { name, serve, state }
+    /// A backend of this name over a serve loop, with what a predecessor left in the store.
+    pub fn new(name: String, serve: Handle, store: Store) -> Self {
+        let applier = tokio::sync::Mutex::new(Applier::new(serve.clone(), store));
+        Self { name, serve, state: Arc::default(), applier }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
     }
 
     async fn open_channel(&self, incoming: &mut Incoming, open: OpenChannel) -> AnswerResult {
@@ -64,48 +85,24 @@ impl Backend {
         let [worker] = incoming.take_fds()?;
         let worker = EventFd::from_client(worker).map_err(|error| Failure::internal(&error))?;
         let owner = Owner { connection: incoming.connection, controller };
-        let mut state = self.state.lock().await;
-        let State { registry, channels, next_channel, .. } = &mut *state;
-        let mine = channels.values().filter(|other| other.connection == owner.connection).count();
-        if mine >= MAX_CHANNELS {
-            return Err(Failure::exhausted(format!("{mine} channels are open already")));
-        }
-        let device = registry.device_mut(&open.bdev)?;
-        let channel = *next_channel;
-        *next_channel += 1;
-        let (kind, lease, mut fds) = choose(device, open.force_ring, incoming.peer.pid)?;
-        let has_ring = kind != ChannelKind::LeaseNull;
-        if has_ring {
-            match self.add_ring(channel, owner, device, worker).await {
+        let pid = incoming.peer.pid;
+        let (channel, mut grant, granted, mut fds) =
+            self.state().grant(&open, incoming.connection, pid)?;
+        if granted.ring {
+            match self.add_ring(channel, owner, &granted, worker).await {
                 Ok(ring_fds) => fds.extend(ring_fds),
                 Err(failure) => {
-                    return_lease(device, lease);
+                    self.state().return_lease(&granted);
                     return Err(failure);
                 }
             }
         }
-        let latency_ns = match device.kind {
-            Kind::Null { latency } => latency,
-            Kind::Malloc { .. } | Kind::File { .. } => 0,
-        };
-        let grant = ChannelGrant {
-            kind: kind.into(),
-            channel_id: channel,
-            size_bytes: device.size,
-            block_size: device.wanted.block_size,
-            read_only: device.read_only(),
-            latency_ns,
-            has_ring,
-            lease_number: lease.unwrap_or(0) as u32,
-        };
-        let entry = Granted {
-            connection: incoming.connection,
-            pid: incoming.peer.pid,
-            bdev: open.bdev.clone(),
-            lease,
-            ring: has_ring,
-        };
-        channels.insert(channel, entry);
+        let taken = self.state().take_up(channel, granted, &mut grant);
+        if let Err(failure) = taken {
+            self.withdraw(channel);
+            return Err(failure);
+        }
+        let kind = grant.kind();
         info!(bdev = open.bdev, worker = incoming.sender, ?kind, channel, "channel opened");
         Ok(Answer::with_fds(reply::Body::ChannelGrant(grant), fds))
     }
@@ -114,40 +111,48 @@ impl Backend {
         &self,
         channel: ChannelKey,
         owner: Owner,
-        device: &Device,
+        granted: &Granted,
         worker: EventFd,
     ) -> Result<[OwnedFd; 2], Failure> {
-        let name = format!("channel-{}", device.wanted.name);
+        let name = format!("channel-{}", granted.bdev);
         let segment = create_segment(&name, owner.controller, RING_DEPTH);
         let segment = segment.map_err(|error| failure(&error))?;
         let fd = segment.fd().try_clone_to_owned();
         let fd = fd.map_err(|error| failure(&Error::io("dup channel segment", error)))?;
         let kick = self.serve.kick().map_err(|error| Failure::internal(&error))?;
         let server = RingServer::new(segment, worker).map_err(|error| failure(&error))?;
-        let (server, device) = (Box::new(server), device.key);
-        let added =
-            self.serve.ask(|done| Command::AddChannel { channel, owner, device, server, done });
-        added.await.map_err(stopped)?;
-        Ok([fd, kick.into_fd()])
+        let (server, device) = (Box::new(server), granted.device);
+        let command = |done| Command::AddChannel { channel, owner, device, server, done };
+        match self.serve.ask_within(WAIT, command).await {
+            Ok(()) => Ok([fd, kick.into_fd()]),
+            Err(why) => {
+                self.withdraw(channel);
+                Err(unanswered(why, "requests of the controller's earlier channels have not ended"))
+            }
+        }
+    }
+
+    /// Has the serve loop forget a channel that no worker got.
+    fn withdraw(&self, channel: ChannelKey) {
+        let serve = self.serve.clone();
+        // Maybe as long as the loop is stuck: nobody waits for it.
+        tokio::spawn(async move {
+            serve.ask(|done| Command::CloseChannel { channel, done }).await.ok();
+        });
     }
 
     async fn close_channel(&self, connection: ConnectionId, channel: ChannelKey) -> AnswerResult {
-        let mut state = self.state.lock().await;
-        let State { registry, channels, .. } = &mut *state;
-        let known = channels.get(&channel).is_some_and(|entry| entry.connection == connection);
-        let granted = match channels.remove(&channel) {
-            Some(granted) if known => granted,
-            other => {
-                channels.extend(other.map(|entry| (channel, entry)));
-                return Err(Failure::not_found(format!("there is no channel {channel}")));
-            }
+        let granted = {
+            let mut state = self.state();
+            let granted = state.take_channel(connection, channel)?;
+            // The worker writes no more. What its ring has under way is the backend's own doing.
+            state.return_lease(&granted);
+            granted
         };
         if granted.ring {
-            let closed = self.serve.ask(|done| Command::CloseChannel { channel, done });
-            closed.await.map_err(stopped)?;
-        }
-        if let Ok(device) = registry.device_mut(&granted.bdev) {
-            return_lease(device, granted.lease);
+            let command = |done| Command::CloseChannel { channel, done };
+            let closed = self.serve.ask_within(WAIT, command).await;
+            closed.map_err(|why| unanswered(why, "requests of the channel have not ended"))?;
         }
         Ok(Answer::done())
     }
@@ -161,25 +166,30 @@ impl Backend {
         // Without it the first access to each page is slower, that is all.
         region.prefault().ok();
         let id = RegionId(add.region_id);
-        let added = self.serve.ask(|done| Command::AddRegion { owner, id, region, done }).await;
-        match added.map_err(stopped)? {
+        let command = |done| Command::AddRegion { owner, id, region, done };
+        let added = self.serve.ask_within(WAIT, command).await;
+        match added.map_err(|why| unanswered(why, "the serve loop has not taken it in time"))? {
             true => Ok(Answer::done()),
-            false => Err(Failure::invalid(format!("there is no region id {}", add.region_id))),
+            false => Err(Failure::invalid(format!(
+                "no room for region {} of controller {:032x}",
+                add.region_id, owner.controller
+            ))),
         }
     }
 
     async fn remove_region(&self, connection: ConnectionId, remove: RemoveRegion) -> AnswerResult {
         let owner = Owner { connection, controller: id_from_bytes(&remove.controller_id)? };
         let id = RegionId(remove.region_id);
-        let removed = self.serve.ask(|done| Command::RemoveRegion { owner, id, done }).await;
+        let command = |done| Command::RemoveRegion { owner, id, done };
+        let removed = self.serve.ask_within(WAIT, command).await;
         // Unmapped here, before the answer.
-        drop(removed.map_err(stopped)?);
+        drop(removed.map_err(|why| unanswered(why, "requests that use it have not ended"))?);
         Ok(Answer::done())
     }
 
-    async fn status(&self) -> ProcessStatus {
-        let mut state = self.state.lock().await;
-        let State { registry, channels, applied, .. } = &mut *state;
+    fn status(&self) -> ProcessStatus {
+        let state = self.state();
+        let State { registry, channels, applied, .. } = &*state;
         let bdevs = registry.devices().map(|device| {
             let size = service::config::format_size(device.size);
             item("bdev", &device.wanted.name, format!("{} {size}", device.driver()))
@@ -206,15 +216,137 @@ impl Backend {
         }
     }
 
+    async fn apply(&self, wanted: ApplyBdevs) -> AnswerResult {
+        let result = self.applier.lock().await.apply(&self.state, wanted).await?;
+        self.state().applied = true;
+        // Memory that a predecessor had comes with the leases of its workers.
+        self.reap();
+        Ok(Answer::new(reply::Body::ApplyResult(result)))
+    }
+
     async fn maintain(&self, name: &str, what: Maintenance) -> AnswerResult {
-        let errand = self.state.lock().await.registry.maintenance(name, what)?;
+        let errand = self.state().registry.maintenance(&self.serve, name, what)?;
         errand.run().await?;
         Ok(Answer::done())
     }
 
+    /// Sees to it that the lease numbers of dead workers become free. One task does it for all connections: a worker
+    /// that lives on without its channels is looked at for as long as it does.
+    fn reap(&self) {
+        let state = Arc::clone(&self.state);
+        if !lock(&state).reap() || std::mem::replace(&mut lock(&state).reaping, true) {
+            return;
+        }
+        tokio::spawn(async move {
+            let mut pause = REAP_PAUSE;
+            loop {
+                tokio::time::sleep(pause).await;
+                if !lock(&state).reap() {
+                    return;
+                }
+                pause = (pause * 2).min(MAX_REAP_PAUSE);
+            }
+        });
+    }
+}
+
+impl State {
+    /// Chooses what kind of channel a worker gets. The channel's key, the answer but for what may change until it is
+    /// [taken up](Self::take_up), and the descriptors that come first.
+    fn grant(
+        &mut self,
+        open: &OpenChannel,
+        connection: ConnectionId,
+        pid: i32,
+    ) -> Result<(ChannelKey, ChannelGrant, Granted, Vec<OwnedFd>), Failure> {
+        let mine = self.channels.values().filter(|other| other.connection == connection).count();
+        if mine >= MAX_CHANNELS {
+            return Err(Failure::exhausted(format!("{mine} channels are open already")));
+        }
+        let device = self.registry.device_mut(&open.bdev)?;
+        let (kind, lease, fds) = choose(device, open.force_ring, pid)?;
+        let latency_ns = match device.kind {
+            Kind::Null { latency } => latency,
+            Kind::Malloc { .. } | Kind::File { .. } => 0,
+        };
+        self.last_channel += 1;
+        let channel = self.last_channel;
+        let ring = kind != ChannelKind::LeaseNull;
+        let grant = ChannelGrant {
+            kind: kind.into(),
+            channel_id: channel,
+            size_bytes: device.size,
+            block_size: device.wanted.block_size,
+            read_only: device.read_only(),
+            latency_ns,
+            has_ring: ring,
+            lease_number: lease.unwrap_or(0) as u32,
+        };
+        let (bdev, device) = (open.bdev.clone(), device.key);
+        Ok((channel, grant, Granted { connection, pid, bdev, device, lease, ring }, fds))
+    }
+
+    /// The worker has the channel from now on.
+    fn take_up(
+        &mut self,
+        channel: ChannelKey,
+        granted: Granted,
+        grant: &mut ChannelGrant,
+    ) -> Result<(), Failure> {
+        let Some(device) = self.registry.same_device(&granted.bdev, granted.device) else {
+            return Err(Failure::not_found(format!("bdev \"{}\" is gone", granted.bdev)));
+        };
+        // It may have grown meanwhile.
+        grant.size_bytes = device.size;
+        self.channels.insert(channel, granted);
+        Ok(())
+    }
+
+    /// Takes a channel of this connection out.
+    fn take_channel(
+        &mut self,
+        connection: ConnectionId,
+        channel: ChannelKey,
+    ) -> Result<Granted, Failure> {
+        match self.channels.entry(channel) {
+            Entry::Occupied(entry) if entry.get().connection == connection => Ok(entry.remove()),
+            Entry::Occupied(_) | Entry::Vacant(_) => {
+                Err(Failure::not_found(format!("there is no channel {channel}")))
+            }
+        }
+    }
+
+    /// Takes all channels of a connection out; how many. Their leases are free once their process is dead.
+    fn drop_connection(&mut self, connection: ConnectionId) -> usize {
+        let gone = self.channels.extract_if(|_, granted| granted.connection == connection);
+        let mut count = 0;
+        for (_, granted) in gone {
+            count += 1;
+            let device = self.registry.same_device(&granted.bdev, granted.device);
+            if let Some(Device { kind: Kind::Malloc { leases, .. }, .. }) = device
+                && let Some(number) = granted.lease
+            {
+                leases.set_aside(number, granted.pid);
+            }
+        }
+        count
+    }
+
+    /// The worker has the channel's lease no more. A device of the same name that came later has numbers of its own.
+    fn return_lease(&mut self, granted: &Granted) {
+        let device = self.registry.same_device(&granted.bdev, granted.device);
+        if let Some(Device { kind: Kind::Malloc { memory, leases }, .. }) = device
+            && let Some(number) = granted.lease
+        {
+            leases.give_back(number, memory);
+        }
+    }
+
     /// Frees the lease numbers of dead workers; whether some are left that are not proven dead.
-    async fn reap(&self) -> bool {
-        self.state.lock().await.registry.reap_leases()
+    fn reap(&mut self) -> bool {
+        let left = self.registry.reap_leases();
+        self.reaping &= left;
+        left
     }
 }
 
@@ -235,19 +367,14 @@ impl Handler for Backend {
             request::Body::AddRegion(add) => self.add_region(&mut request, add).await,
             request::Body::RemoveRegion(remove) => self.remove_region(connection, remove).await,
             request::Body::DescribeBdev(describe) => {
-                let info = self.state.lock().await.registry.describe(&describe.bdev)?;
+                let info = self.state().registry.describe(&describe.bdev)?;
                 Ok(Answer::new(reply::Body::BdevInfo(info)))
             }
             request::Body::EraseBdev(erase) => self.maintain(&erase.bdev, Maintenance::Erase).await,
             request::Body::FlushBdev(flush) => self.maintain(&flush.bdev, Maintenance::Flush).await,
-            request::Body::ApplyBdevs(wanted) => {
-                let mut state = self.state.lock().await;
-                let result = state.registry.apply(wanted).await?;
-                state.applied = true;
-                Ok(Answer::new(reply::Body::ApplyResult(result)))
-            }
+            request::Body::ApplyBdevs(wanted) => self.apply(wanted).await,
             request::Body::GetStatus(_) => {
-                Ok(Answer::new(reply::Body::ProcessStatus(self.status().await)))
+                Ok(Answer::new(reply::Body::ProcessStatus(self.status())))
             }
             request::Body::AttachController(_)
             | request::Body::SetVectors(_)
@@ -258,27 +385,12 @@ impl Handler for Backend {
     }
 
     async fn disconnected(&self, connection: ConnectionId) {
-        let mut state = self.state.lock().await;
-        let State { registry, channels, .. } = &mut *state;
-        let gone: Vec<ChannelKey> = channels
-            .iter()
-            .filter(|(_, granted)| granted.connection == connection)
-            .map(|(&key, _)| key)
-            .collect();
-        for granted in gone.iter().filter_map(|key| channels.remove(key)) {
-            let Ok(device) = registry.device_mut(&granted.bdev) else { continue };
-            if let (Kind::Malloc { leases, .. }, Some(number)) = (&mut device.kind, granted.lease) {
-                leases.set_aside(number, granted.pid);
-            }
-        }
-        drop(state);
+        let gone = self.state().drop_connection(connection);
         // The loop's end ends every channel anyway.
         self.serve.send(Command::Disconnect { connection }).await.ok();
-        if !gone.is_empty() {
-            info!(channels = gone.len(), "a worker's connection closed, its channels end");
-            while self.reap().await {
-                tokio::time::sleep(REAP_PAUSE).await;
-            }
+        if gone > 0 {
+            info!(channels = gone, "a worker's connection closed, its channels end");
+            self.reap();
         }
     }
 }
@@ -307,13 +419,12 @@ fn choose(
 
 const RING: (ChannelKind, Option<usize>, Vec<OwnedFd>) = (ChannelKind::Ring, None, Vec::new());
 
-fn return_lease(device: &mut Device, lease: Option<usize>) {
-    if let (Kind::Malloc { memory, leases }, Some(number)) = (&mut device.kind, lease) {
-        leases.give_back(number, memory);
-    }
-}
-
 fn item(kind: &str, name: &str, message: String) -> StatusItem {
     let state = "ready".to_owned();
     StatusItem { kind: kind.to_owned(), name: name.to_owned(), state, message }
+}
+
+/// Locks what no panic can leave half changed.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -11,7 +11,6 @@ use service::start::{Arguments, EXIT_FAILURE, set_limits};
 use std::process::ExitCode;
 use std::sync::Arc;
 use vireo_backend::backend::Backend;
-use vireo_backend::registry::Registry;
 use vireo_backend::serve::{self, Command};
 use vireo_backend::store::Store;
 
@@ -68,8 +67,7 @@ async fn run(config: &Config, name: &str, store: Store) -> anyhow::Result<()> {
             ended.send(()).ok();
         })
         .context("start the serve loop")?;
-    let registry = Registry::new(handle.clone(), store);
-    let backend = Arc::new(Backend::new(name.to_owned(), handle.clone(), registry));
+    let backend = Arc::new(Backend::new(name.to_owned(), handle.clone(), store));
     service::ready::ready("waiting for devices");
     tracing::info!(socket = %socket.display(), "backend ready");
     tokio::select! {

@@ -81,7 +81,8 @@ pub enum Command {
         /// Told when the ring may be used.
         done: oneshot::Sender<()>,
     },
-    /// Let go of a channel. Answered when nothing of it is under way.
+    /// Let go of a channel, also of one whose [`Command::AddChannel`] is not answered yet, which is dropped then.
+    /// Answered when nothing of it is under way.
     CloseChannel {
         /// Its key.
         channel: ChannelKey,
@@ -96,7 +97,7 @@ pub enum Command {
         id: RegionId,
         /// The memory.
         region: Arc<Region>,
-        /// Told whether the id exists.
+        /// Told whether it was taken: the id exists, and the connection has not too many controllers.
         done: oneshot::Sender<bool>,
     },
     /// Let go of guest memory. Answered with its last reference, to be dropped elsewhere: unmapping takes long.
@@ -105,13 +106,18 @@ pub enum Command {
         owner: Owner,
         /// Its id.
         id: RegionId,
-        /// Gets the memory; `None` if there was none.
+        /// Gets the memory; `None` if there was none, or if somebody else gets it.
         done: oneshot::Sender<Option<Arc<Region>>>,
     },
     /// A worker's connection is gone: its channels and regions go.
     Disconnect {
         /// The connection.
         connection: ConnectionId,
+    },
+    /// Answer: the loop turns.
+    Ping {
+        /// Told at once.
+        done: oneshot::Sender<()>,
     },
     /// Stop serving.
     Stop,

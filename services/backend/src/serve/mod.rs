@@ -34,6 +34,21 @@ pub struct Handle {
 #[derive(Debug)]
 pub struct Stopped;
 
+/// Why there is no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unanswered {
+    /// The loop has ended.
+    Stopped,
+    /// Not in time. The command may be carried out later.
+    Late,
+}
+
+impl From<Stopped> for Unanswered {
+    fn from(_: Stopped) -> Self {
+        Self::Stopped
+    }
+}
+
 /// The loop, not yet running.
 pub struct Serve {
     commands: mpsc::Receiver<Command>,
@@ -75,6 +90,21 @@ impl Handle {
         answer.await.map_err(|_| Stopped)
     }
 
+    /// Hands a command over and waits at most `bound` for its answer.
+    ///
+    /// # Errors
+    /// [`Unanswered`]; if late, the command may be with the loop all the same.
+    pub async fn ask_within<T>(
+        &self,
+        bound: Duration,
+        command: impl FnOnce(tokio::sync::oneshot::Sender<T>) -> Command,
+    ) -> Result<T, Unanswered> {
+        match tokio::time::timeout(bound, self.ask(command)).await {
+            Ok(answer) => answer.map_err(Unanswered::from),
+            Err(_) => Err(Unanswered::Late),
+        }
+    }
+
     /// A descriptor of the event that wakes the loop, for workers.
     ///
     /// # Errors
@@ -108,19 +138,21 @@ impl Serve {
         }
     }
 
-    /// Whether there were commands; `Err` to stop.
+    /// Whether there were commands; `Err` to stop. As many as the queue holds, so that whoever sends without end holds
+    /// up no ring.
     fn take_commands(&mut self) -> Result<bool, ()> {
         let mut any = false;
-        loop {
+        for _ in 0..COMMANDS {
             match self.commands.try_recv() {
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return Err(()),
                 Ok(command) => {
                     self.state.command(command);
                     any = true;
                 }
-                Err(TryRecvError::Empty) => return Ok(any),
+                Err(TryRecvError::Empty) => break,
             }
         }
+        Ok(any)
     }
 
     fn sleep(&mut self, now: u64) {

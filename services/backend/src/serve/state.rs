@@ -1,11 +1,14 @@
 //! Devices, rings and guest memory of the serve loop.
 
+#[cfg(test)]
+mod tests;
+
 use super::command::{ChannelKey, Command, DeviceKey, Owner, Resize};
 use bdev::channel::{AnyChannel, Channel, Geometry, Submitted};
 use bdev::error::{Error, ErrorKind};
 use bdev::request::{Op, Outcome, Request};
 use bdev::ring::server::RingServer;
-use ipc::guest_memory::{Region, RegionTable};
+use ipc::guest_memory::{Region, RegionId, RegionTable};
 use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -18,6 +21,10 @@ const SLOT_BITS: u32 = 8;
 const MAX_PLACES: usize = 1 << 16;
 /// The place that stands for errands.
 const ERRAND: u32 = MAX_PLACES as u32;
+/// Most errands of a device under way at a time: what tells them apart has so many bits.
+const MAX_ERRANDS: usize = 1 << SLOT_BITS;
+/// Most controllers of one connection that have memory here: as many as a worker serves.
+const MAX_OWNERS: usize = 1024;
 
 /// What the loop serves.
 #[derive(Default)]
@@ -32,8 +39,11 @@ pub struct State {
 }
 
 struct Leaving {
+    owner: Owner,
+    id: RegionId,
     region: Arc<Region>,
-    done: oneshot::Sender<Option<Arc<Region>>>,
+    /// Who asked for it, again and again maybe.
+    waiting: Vec<oneshot::Sender<Option<Arc<Region>>>>,
 }
 
 struct Device {
@@ -163,23 +173,11 @@ impl State {
                 let served = Served { key, owner, device, server: *server, closing };
                 self.arriving.push((served, done));
             }
-            Command::CloseChannel { channel, done } => {
-                let mut all = self.channels.iter_mut().flatten();
-                match all.find(|served| served.key == channel) {
-                    Some(served) => served.close(Some(done)),
-                    None => drop(done.send(())),
-                }
-            }
+            Command::CloseChannel { channel, done } => self.close_channel(channel, done),
             Command::AddRegion { owner, id, region, done } => {
-                let memory = self.memory.entry(owner).or_default();
-                done.send(memory.insert(id, region).is_ok()).ok();
+                done.send(self.add_region(owner, id, region)).ok();
             }
-            Command::RemoveRegion { owner, id, done } => {
-                match self.memory.get_mut(&owner).and_then(|memory| memory.remove(id)) {
-                    Some(region) => self.leaving.push(Leaving { region, done }),
-                    None => drop(done.send(None)),
-                }
-            }
+            Command::RemoveRegion { owner, id, done } => self.remove_region(owner, id, done),
             Command::Disconnect { connection } => {
                 self.arriving.retain(|(served, _)| served.owner.connection != connection);
                 let all = self.channels.iter_mut().flatten();
@@ -188,8 +186,50 @@ impl State {
                 }
                 self.memory.retain(|owner, _| owner.connection != connection);
             }
+            Command::Ping { done } => drop(done.send(())),
             // The loop has ended before it comes here.
             Command::Stop => {}
+        }
+    }
+
+    fn close_channel(&mut self, channel: ChannelKey, done: oneshot::Sender<()>) {
+        // Whoever asked for one that still waits has given it up.
+        self.arriving.retain(|(served, _)| served.key != channel);
+        let mut all = self.channels.iter_mut().flatten();
+        match all.find(|served| served.key == channel) {
+            Some(served) => served.close(Some(done)),
+            None => drop(done.send(())),
+        }
+    }
+
+    fn add_region(&mut self, owner: Owner, id: RegionId, region: Arc<Region>) -> bool {
+        if !self.memory.contains_key(&owner) {
+            let of_connection = |other: &&Owner| other.connection == owner.connection;
+            if self.memory.keys().filter(of_connection).count() >= MAX_OWNERS {
+                return false;
+            }
+        }
+        self.memory.entry(owner).or_default().insert(id, region).is_ok()
+    }
+
+    fn remove_region(
+        &mut self,
+        owner: Owner,
+        id: RegionId,
+        done: oneshot::Sender<Option<Arc<Region>>>,
+    ) {
+        let removed = self.memory.get_mut(&owner).and_then(|memory| memory.remove(id));
+        if let Some(region) = removed {
+            if self.memory.get(&owner).is_some_and(|memory| memory.iter().next().is_none()) {
+                self.memory.remove(&owner);
+            }
+            self.leaving.push(Leaving { owner, id, region, waiting: vec![done] });
+            return;
+        }
+        // Out of its table before, and maybe in use still: the answer says that it is not.
+        match self.leaving.iter_mut().rev().find(|old| old.owner == owner && old.id == id) {
+            Some(leaving) => leaving.waiting.push(done),
+            None => drop(done.send(None)),
         }
     }
 
@@ -222,8 +262,7 @@ impl State {
         let mut index = 0;
         while index < self.leaving.len() {
             if Arc::strong_count(&self.leaving[index].region) == 1 {
-                let Leaving { region, done } = self.leaving.swap_remove(index);
-                done.send(Some(region)).ok();
+                self.leaving.swap_remove(index).end();
                 work += 1;
             } else {
                 index += 1;
@@ -236,6 +275,10 @@ impl State {
         let waiting = std::mem::take(&mut self.arriving);
         let before = waiting.len();
         for (served, done) in waiting {
+            if done.is_closed() {
+                // Given up; the close that follows finds nothing.
+                continue;
+            }
             let controller = served.owner.controller;
             let draining =
                 |other: &Served| other.owner.controller == controller && other.closing.is_some();
@@ -279,12 +322,16 @@ impl State {
     }
 
     fn maintain(&mut self, device: DeviceKey, op: Op, done: oneshot::Sender<Outcome>) {
-        let Some(device) = self.devices.get_mut(&device) else {
+        let device = self.devices.get_mut(&device).filter(|device| device.removed.is_none());
+        let Some(device) = device else {
             done.send(Err(ErrorKind::Gone)).ok();
             return;
         };
-        let number = device.next_errand % (1 << SLOT_BITS);
-        device.next_errand = device.next_errand.wrapping_add(1);
+        if device.errands.len() >= MAX_ERRANDS {
+            done.send(Err(ErrorKind::Busy)).ok();
+            return;
+        }
+        let number = device.errand_number();
         let size = device.channel.geometry().size;
         let tag = ERRAND << SLOT_BITS | number;
         let request = Request::new(op, 0, size, &[], tag);
@@ -292,6 +339,31 @@ impl State {
             Submitted::Done(outcome) => drop(done.send(outcome)),
             Submitted::Pending => device.errands.push((number, done)),
             Submitted::Full => drop(done.send(Err(ErrorKind::Busy))),
+        }
+    }
+}
+
+impl Device {
+    /// A number that no errand under way has; there are fewer than [`MAX_ERRANDS`] of them.
+    fn errand_number(&mut self) -> u32 {
+        loop {
+            let number = self.next_errand % MAX_ERRANDS as u32;
+            self.next_errand = self.next_errand.wrapping_add(1);
+            if self.errands.iter().all(|&(other, _)| other != number) {
+                return number;
+            }
+        }
+    }
+}
+
+impl Leaving {
+    /// Nothing uses it any more. The first who still waits gets it, to drop it elsewhere.
+    fn end(self) {
+        let mut region = Some(self.region);
+        for waiter in self.waiting {
+            if let Err(back) = waiter.send(region.take()) {
+                region = back;
+            }
         }
     }
 }
