@@ -18,6 +18,7 @@ pub mod notify;
 pub mod queue_pair;
 pub mod reactor;
 pub mod sleep;
+pub mod times;
 
 mod doorbells;
 mod namespaces;

@@ -5,9 +5,12 @@
 use anyhow::Context;
 use clap::Parser;
 use ipc::event::EventFd;
+use ipc::layout::telemetry::{Policy, TelemetryLayout};
+use ipc::segment::Segment;
 use ipc::watchdog::{DEFAULT_BOUND, Watchdog};
 use service::config::{Config, Kind};
 use service::control::Server;
+use service::observe::Observed;
 use service::shutdown::Shutdown;
 use service::start::{Arguments, EXIT_FAILURE, set_limits};
 use std::process::ExitCode;
@@ -45,10 +48,13 @@ fn main() -> ExitCode {
         Err(code) => return code,
     };
     set_limits();
+    let collector = config.telemetry.otlp.as_deref();
+    telemetry::spans::export::start(collector, Kind::Worker.as_str(), &arguments.name);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = runtime
         .context("start the runtime")
         .and_then(|runtime| runtime.block_on(run(&config, &arguments.name)));
+    telemetry::spans::export::flush();
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -67,6 +73,10 @@ async fn run(config: &Config, name: &str) -> anyhow::Result<()> {
         .iter()
         .find(|worker| worker.name == name)
         .context("the worker is not in the configuration")?;
+    let shared = Segment::<TelemetryLayout>::create("vireo-telemetry", 0);
+    let shared = Arc::new(shared.context("make the telemetry segment")?);
+    // Relaxed: nobody reads it yet.
+    shared.policy.word.store(policy(config).to_word(), Ordering::Relaxed);
     let (kick, wake) = (EventFd::create()?, EventFd::create()?);
     let stop = Arc::new(AtomicBool::new(false));
     let poll = PollThread {
@@ -92,10 +102,11 @@ async fn run(config: &Config, name: &str) -> anyhow::Result<()> {
     let socket = config.socket(Kind::Worker, name);
     let server =
         Server::bind(&socket).with_context(|| format!("listen on {}", socket.display()))?;
+    let observed = Observed::new(control, Kind::Worker.as_str(), name).with_segment(shared);
     service::ready::ready("serving");
     tracing::info!(socket = %socket.display(), core = ?settings.core, "worker ready");
     tokio::select! {
-        () = server.serve(control) => {}
+        () = server.serve(Arc::new(observed)) => {}
         () = shutdown.requested() => {}
     }
     service::ready::stopping();
@@ -103,6 +114,12 @@ async fn run(config: &Config, name: &str) -> anyhow::Result<()> {
     waker.signal()?;
     tokio::task::spawn_blocking(move || thread.join().ok()).await.ok();
     Ok(())
+}
+
+/// Which commands are traced by the configuration.
+fn policy(config: &Config) -> Policy {
+    let slow = config.telemetry.slow.map_or(0, |slow| slow.as_micros());
+    Policy { sample: config.telemetry.sample, slow_us: u32::try_from(slow).unwrap_or(u32::MAX) }
 }
 
 impl PollThread {

@@ -4,6 +4,7 @@
 //! bounded, whoever connects.
 
 use super::{Format, Page, encode};
+use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -31,6 +32,15 @@ pub enum Address {
     Unix(PathBuf),
     /// On a loopback address: whoever is on the machine may read.
     Tcp(SocketAddr),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Tcp(address) => address.fmt(f),
+        }
+    }
 }
 
 /// A listening socket.
