@@ -41,6 +41,8 @@ use tally::Tally;
 
 /// Largest transfer that is served, whatever the segment says: lists are as long as this needs.
 pub const MAX_TRANSFER: u32 = 4 << 20;
+/// Commands that are checked ahead of their turn need a list each; a power of two.
+const LISTS: usize = 4;
 /// Commands that are completed together at most.
 const COMMIT_BATCH: usize = 32;
 /// Commands of several requests that are under way at a time; further ones wait.
@@ -150,8 +152,8 @@ pub struct Controller {
     vectors: Vectors,
     slots: Slots,
 
-    lists: [RangeList; 2],
-    checked: [Checked; 2],
+    lists: [RangeList; LISTS],
+    checked: [Checked; LISTS],
     tallied: Tally,
     batch: Vec<Fetched>,
     finished: Vec<Finished>,
@@ -176,7 +178,7 @@ impl Controller {
         memory.regions_mut().insert(BIT_BUCKET, bit_bucket).ok();
         let list = || RangeList::with_capacity(ranges_for(MAX_TRANSFER));
         // A fused pair's list holds two transfers.
-        let lists = [list(), list()];
+        let lists = [list(), list(), list(), list()];
         let settings =
             Settings { page: PageShift::MIN, max_transfer: MAX_TRANSFER, write_cache: true };
         let admin_tail = doorbells.load(0);
@@ -203,7 +205,7 @@ impl Controller {
             vectors: Vectors::default(),
             slots: Slots::new(),
             lists,
-            checked: [Checked::NONE; 2],
+            checked: [Checked::NONE; LISTS],
             tallied: Tally::default(),
             batch: Vec::with_capacity(MAX_BURST as usize + 1),
             finished: Vec::with_capacity(COMMIT_BATCH),

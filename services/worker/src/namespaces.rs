@@ -36,6 +36,8 @@ pub struct Namespaces {
     entries: Vec<Entry>,
     /// Rows that have a channel.
     open: Vec<u16>,
+    /// One of the channels since there was none copies ([`Channel::copies`]).
+    copies: bool,
     /// Channels that took no place: what they were opened for is gone.
     #[expect(clippy::vec_box, reason = "a channel's address is its name, so it stays where it is")]
     discarded: Vec<Box<AnyChannel>>,
@@ -57,6 +59,7 @@ impl Namespaces {
         Self {
             entries: (0..MAX_NAMESPACES).map(|_| none()).collect(),
             open: Vec::with_capacity(MAX_NAMESPACES),
+            copies: false,
             discarded: Vec::new(),
         }
     }
@@ -77,6 +80,12 @@ impl Namespaces {
     #[inline]
     pub fn open(&self) -> &[u16] {
         &self.open
+    }
+
+    /// Whether it may pay to load what requests will copy.
+    #[inline]
+    pub fn any_copies(&self) -> bool {
+        self.copies
     }
 
     /// Rows of namespaces that exist.
@@ -148,6 +157,7 @@ impl Namespaces {
         };
         let Some(entry) = self.entries.get_mut(row).filter(wanted) else { return Some(channel) };
         entry.opening = false;
+        self.copies |= channel.copies();
         if entry.channel.as_ref().is_some_and(|old| old.outstanding() > 0) {
             entry.retiring = true;
             return entry.next.replace(channel);
@@ -212,6 +222,7 @@ impl Namespaces {
         let next = entry.next.take();
         if next.is_none() {
             self.open.retain(|&open| usize::from(open) != row);
+            self.copies &= !self.open.is_empty();
         }
         std::mem::replace(&mut entry.channel, next)
     }

@@ -66,6 +66,13 @@ impl Idle {
         true
     }
 
+    /// Whether there has been no work for so long that the next one need not be noticed at once: a pause takes as long
+    /// as some of the commands.
+    #[inline]
+    pub fn is_long(&self) -> bool {
+        self.idle_since.is_some()
+    }
+
     /// What to do at `now`, where sleep is bounded if `must_look`, and something is due at `deadline`.
     pub fn step(&mut self, now: u64, must_look: bool, deadline: Option<u64>) -> Step {
         let since = *self.idle_since.get_or_insert(now);
@@ -103,7 +110,9 @@ pub fn run<C: Clock, N: Notifier>(
             continue;
         }
         if !idle.idled() {
-            std::hint::spin_loop();
+            if idle.is_long() {
+                std::hint::spin_loop();
+            }
             continue;
         }
         if stop.load(Ordering::Relaxed) {

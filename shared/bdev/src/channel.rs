@@ -31,6 +31,17 @@ pub struct Geometry {
     pub read_only: bool,
 }
 
+/// How soon a request will be submitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// After the next one.
+    Later,
+    /// After the one that is submitted now.
+    Next,
+    /// At once.
+    Now,
+}
+
 /// A way to a block device for one thread.
 ///
 /// For callers: tags are unique among outstanding requests; `memory` is the table that the request's ranges belong to;
@@ -61,9 +72,15 @@ pub trait Channel {
         None
     }
 
-    /// Starts to load what `request` is about to copy, so that it arrives while another request is copied.
+    /// Whether the caller's thread copies the data: [`Self::load`] is worth calling.
     #[inline]
-    fn prefetch(&self, _request: &Request<'_>, _memory: &RegionTable) {}
+    fn copies(&self) -> bool {
+        false
+    }
+
+    /// Starts to load what a request will copy, so that it arrives while another is copied. A hint.
+    #[inline]
+    fn load(&mut self, _request: &Request<'_>, _memory: &RegionTable, _need: Need) {}
 
     /// Before the caller sleeps: from now on completions signal its event. `false`: there are some already, do not
     /// sleep.
@@ -144,8 +161,13 @@ impl Channel for AnyChannel {
     }
 
     #[inline]
-    fn prefetch(&self, request: &Request<'_>, memory: &RegionTable) {
-        dispatch!(self, channel => channel.prefetch(request, memory));
+    fn copies(&self) -> bool {
+        dispatch!(self, channel => channel.copies())
+    }
+
+    #[inline]
+    fn load(&mut self, request: &Request<'_>, memory: &RegionTable, need: Need) {
+        dispatch!(self, channel => channel.load(request, memory, need));
     }
 
     #[inline]

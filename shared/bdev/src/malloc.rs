@@ -9,20 +9,20 @@
 //! Flush and FUA have nothing to do: memory is as durable as it gets once it is written. Compare and Verify read. A
 //! deallocated range is punched out of the memfd and reads as zeroes.
 
-use crate::channel::{Channel, Geometry, Submitted};
+use crate::channel::{Channel, Geometry, Need, Submitted};
 use crate::error::Error;
 use crate::request::{ErrorKind, Op, Outcome, Request};
 use crate::ring::client::RingChannel;
 use ipc::device_memory::{DeviceMemory, WriterGate};
-use ipc::guest_memory::{Access, HostSlice, RegionTable};
+use ipc::guest_memory::{Access, HostSlice, MemRange, RegionTable};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Most fused pairs that wait for leased writers to leave; one ring's depth for each of some rings.
 const MAX_EXCLUSIVE: usize = 4096;
-/// Most bytes prefetched of each side of the next copy; the processor's own prefetcher follows on.
-const PREFETCH_BYTES: u64 = 4096;
+/// Most bytes that are loaded ahead; the processor's own prefetcher follows on.
+const LOAD_BYTES: u64 = 4096;
 
 /// Most bytes that a lease fills or copies within the device itself: as long as a large transfer takes.
 const LONGEST_FILL: u64 = 1 << 20;
@@ -32,6 +32,19 @@ pub struct MallocChannel {
     memory: Arc<DeviceMemory>,
     read_only: bool,
     holder: Holder,
+    ahead: Ahead,
+}
+
+/// What is loaded while a request is copied. A processor has room for some twenty lines that are on their way, and one
+/// that waits for the translation of an address asks for none. So half of the next request's data is asked for before
+/// this one is looked at, the rest before the copy, and where the one after that lies is found at the copy's end, when
+/// all these are under way.
+#[derive(Default)]
+struct Ahead {
+    /// The rest of the next request's data: offset and length.
+    next: Option<(u64, u64)>,
+    /// The one after that: its offset and its first range.
+    later: Option<(u64, Option<MemRange>)>,
 }
 
 enum Holder {
@@ -70,7 +83,7 @@ impl MallocChannel {
     pub fn owner(memory: Arc<DeviceMemory>, read_only: bool, leases: Arc<AtomicUsize>) -> Self {
         memory.own_gate();
         let owner = Owner { leases, waiting: VecDeque::new() };
-        Self { memory, read_only, holder: Holder::Owner(owner) }
+        Self { memory, read_only, holder: Holder::Owner(owner), ahead: Ahead::default() }
     }
 
     /// A leased channel with its lease number and the ring beside it. Without a ring, fused pairs are not supported,
@@ -87,7 +100,7 @@ impl MallocChannel {
         let gate = WriterGate::new(&memory, number)
             .ok_or_else(|| Error::new(ErrorKind::Invalid, format!("lease number {number}")))?;
         let lease = Lease { gate, ring: ring.map(Box::new) };
-        Ok(Self { memory, read_only, holder: Holder::Lease(lease) })
+        Ok(Self { memory, read_only, holder: Holder::Lease(lease), ahead: Ahead::default() })
     }
 
     /// Takes a larger mapping of the same memory.
@@ -215,7 +228,7 @@ impl Channel for MallocChannel {
             return self.by_ring(request, table, now, kind);
         }
         if request.op == Op::Read {
-            return Submitted::Done(read(&self.memory, request, table));
+            return Submitted::Done(read(&self.memory, request, table, &mut self.ahead));
         }
         if self.read_only && request.op.writes() {
             return Submitted::Done(Err(ErrorKind::ReadOnly));
@@ -279,20 +292,30 @@ impl Channel for MallocChannel {
     }
 
     #[inline]
-    fn prefetch(&self, request: &Request<'_>, table: &RegionTable) {
-        let length = request.length.min(PREFETCH_BYTES);
-        if request.op.memory_factor() != 0
-            && let Some(data) = self.memory.slice(request.offset, length)
-        {
-            data.prefetch();
+    fn copies(&self) -> bool {
+        true
+    }
+
+    #[inline]
+    fn load(&mut self, request: &Request<'_>, _table: &RegionTable, need: Need) {
+        if request.op.memory_factor() == 0 {
+            return;
         }
-        if let Some(guest) =
-            request.ranges.first().and_then(|&range| table.host(range, Access::READ))
-        {
-            guest
-                .sub(0, guest.len().min(PREFETCH_BYTES as usize))
-                .as_ref()
-                .map(HostSlice::prefetch);
+        let length = request.length.min(LOAD_BYTES);
+        match need {
+            Need::Later => {
+                self.ahead.later = Some((request.offset, request.ranges.first().copied()));
+            }
+            Need::Next => {
+                let (first, rest) = (length / 2, length - length / 2);
+                prefetch(&self.memory, request.offset, first);
+                self.ahead.next = Some((request.offset + first, rest));
+            }
+            Need::Now => {
+                if let Some(data) = self.memory.slice(request.offset, length) {
+                    data.prefetch();
+                }
+            }
         }
     }
 }
@@ -328,11 +351,32 @@ fn each_range<'a>(
 }
 
 #[inline]
-fn read(memory: &DeviceMemory, request: &Request<'_>, table: &RegionTable) -> Outcome {
+fn read(
+    memory: &DeviceMemory,
+    request: &Request<'_>,
+    table: &RegionTable,
+    ahead: &mut Ahead,
+) -> Outcome {
+    if let Some((offset, length)) = ahead.next.take() {
+        prefetch(memory, offset, length);
+    }
     each_range(memory, request, table, Access::WRITE, |data, guest| {
         guest.copy_from_slice(&data);
         Ok(())
-    })
+    })?;
+    if let Some((offset, range)) = ahead.later.take() {
+        let guest = range.and_then(|range| table.host(range, Access::READ));
+        memory.slice(offset, 1).iter().chain(&guest).for_each(HostSlice::prefetch_first);
+    }
+    Ok(())
+}
+
+/// Asks for a part of the device, if there is one.
+#[inline]
+fn prefetch(memory: &DeviceMemory, offset: u64, length: u64) {
+    if let Some(data) = memory.slice(offset, length) {
+        data.prefetch_ahead();
+    }
 }
 
 fn compare(memory: &DeviceMemory, request: &Request<'_>, table: &RegionTable) -> Outcome {

@@ -80,7 +80,7 @@ impl RangeList {
     /// # Errors
     /// [`fault_status`] if some of it is not memory of the client's or must not be accessed so; Invalid Number of SGL
     /// Descriptors if the list is full.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn append(
         &mut self,
         memory: &GuestMemory,

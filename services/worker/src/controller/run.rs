@@ -4,10 +4,10 @@
 //! command whose channel is full or not open waits, and is parsed anew from its log entry when its turn comes: nothing
 //! that was checked is kept.
 
-use super::{Controller, Fetched, Request};
+use super::{Controller, Fetched, LISTS, Request};
 use crate::namespaces::{Entry, Namespaces};
 use crate::slots::{Flight, Kind, logged};
-use bdev::channel::{Channel, Submitted};
+use bdev::channel::{Channel, Need, Submitted};
 use bdev::request::{ErrorKind, Op, Outcome};
 use ipc::guest_memory::GuestMemory;
 use ipc::layout::MAX_IN_FLIGHT;
@@ -61,13 +61,33 @@ impl Controller {
         if fuses != Fuse::NORMAL.0 {
             return self.run_fused_batch(qid, now);
         }
-        let count = self.batch.len();
-        self.check_ahead(0);
-        for index in 0..count {
-            self.check_ahead(index + 1);
+        if self.namespaces.any_copies() {
+            return self.run_copying_batch(qid, now);
+        }
+        for index in 0..self.batch.len() {
             let Some(Fetched { slot, command }) = self.batch.get(index) else { return };
             let (slot, cid) = (*slot, command.cid().0);
-            let Checked { row, work } = self.checked[index % 2];
+            let list = &mut self.lists[0];
+            let Checked { row, work } =
+                check(command, &self.namespaces, &self.settings, &self.memory, list);
+            self.start(qid as u16, slot, cid, row, work, 0, now);
+            if self.failure.is_some() {
+                return self.abandon(index + 1);
+            }
+        }
+    }
+
+    /// The same where channels copy: two commands are checked ahead, and what they will copy is being loaded.
+    fn run_copying_batch(&mut self, qid: usize, now: u64) {
+        self.check_ahead(0);
+        self.load(0, Need::Now);
+        self.check_ahead(1);
+        for index in 0..self.batch.len() {
+            self.check_ahead(index + 2);
+            self.load(index + 1, Need::Next);
+            let Some(Fetched { slot, command }) = self.batch.get(index) else { return };
+            let (slot, cid) = (*slot, command.cid().0);
+            let Checked { row, work } = self.checked[index % LISTS];
             self.start(qid as u16, slot, cid, row, work, index, now);
             if self.failure.is_some() {
                 return self.abandon(index + 1);
@@ -75,20 +95,30 @@ impl Controller {
         }
     }
 
-    /// Checks a command of the batch, if there is one, and starts to load what it will copy.
+    /// Checks a command of the batch, if there is one, and touches what it will copy.
     #[inline(always)]
     fn check_ahead(&mut self, index: usize) {
         let Some(Fetched { command, .. }) = self.batch.get(index) else { return };
-        let list = &mut self.lists[index % 2];
-        let checked = check(command, &self.namespaces, &self.settings, &self.memory, list);
-        if let Ok(Work::Io(io)) = &checked.work
-            && index > 0
-            && let Some(entry) = self.namespaces.get(checked.row)
-            && let Some(channel) = &entry.channel
-        {
-            channel.prefetch(&io.request(list.ranges(), 0, 0), self.memory.regions());
+        let list = &mut self.lists[index % LISTS];
+        self.checked[index % LISTS] =
+            check(command, &self.namespaces, &self.settings, &self.memory, list);
+        if index > 0 {
+            self.load(index, Need::Later);
         }
-        self.checked[index % 2] = checked;
+    }
+
+    /// Starts to load what a checked command of the batch will copy.
+    #[inline(always)]
+    fn load(&mut self, index: usize, need: Need) {
+        let Checked { row, work } = &self.checked[index % LISTS];
+        if index < self.batch.len()
+            && let Ok(Work::Io(io)) = work
+            && let Some(entry) = self.namespaces.get_mut(*row)
+            && let Some(channel) = &mut entry.channel
+        {
+            let list = &self.lists[index % LISTS];
+            channel.load(&io.request(list.ranges(), 0, 0), self.memory.regions(), need);
+        }
     }
 
     /// Gives back the slots of a batch from `index` on: the controller was given up meanwhile.
@@ -169,7 +199,7 @@ impl Controller {
     ) {
         let submitted = match self.namespaces.get_mut(row) {
             Some(Entry { channel: Some(channel), retiring: false, .. }) => {
-                let ranges = self.lists[list % 2].ranges();
+                let ranges = self.lists[list % LISTS].ranges();
                 let request = io.request(ranges, u32::from(slot), 0);
                 channel.submit(&request, self.memory.regions(), now)
             }
@@ -213,7 +243,7 @@ impl Controller {
             }
             Submitted::Pending => {
                 let mut flight = Flight::new(sqid, cid, row as u16, Kind::Single);
-                flight.touch(self.lists[list % 2].guest_ranges());
+                flight.touch(self.lists[list % LISTS].guest_ranges());
                 (flight.op, flight.bytes) = (io.op, io.length as u32);
                 *self.slots.flight_mut(slot) = flight;
                 self.slots.submit(slot);
@@ -416,7 +446,7 @@ impl Controller {
         let (Some(steps), Some(view)) = (self.steps.get_mut(usize::from(entry)), view) else {
             return self.wait(slot, single, now);
         };
-        let list = &self.lists[list % 2];
+        let list = &self.lists[list % LISTS];
         if let Err(status) = steps.load(ranges, row, &view, &self.memory, list) {
             self.free_steps.push(entry);
             let command = self.command_of(slot);

@@ -4,6 +4,9 @@ use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
 /// A range of mapped memory that the guest, or another process, may change at any moment. It stays mapped for `'a`.
 ///
 /// Bulk operations are one memcpy each; what they copy while another writes is any mix of old and new bytes. If the
@@ -98,16 +101,39 @@ impl<'a> HostSlice<'a> {
         unsafe { self.base.as_ptr().write_bytes(byte, self.writable_len()) };
     }
 
-    /// Asks for the lines of the slice to be brought into the second-level cache. A hint: it changes nothing and
-    /// cannot fault.
+    /// Asks for the lines of the slice to be brought into the second-level cache, the last one first: the copy that
+    /// follows at once starts at the other end. A hint: it changes nothing and cannot fault.
     #[inline]
     pub fn prefetch(&self) {
-        #[cfg(target_arch = "x86_64")]
-        for offset in (0..self.len).step_by(64) {
-            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-            // SAFETY: offset < self.len, so the pointer stays within the mapping; a prefetch never faults.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(self.base.as_ptr().add(offset).cast()) };
+        for offset in (0..self.len).step_by(LINE).rev() {
+            self.prefetch_line(offset);
         }
+    }
+
+    /// The same in order, for what is needed later.
+    #[inline]
+    pub fn prefetch_ahead(&self) {
+        for offset in (0..self.len).step_by(LINE) {
+            self.prefetch_line(offset);
+        }
+    }
+
+    /// The first line only, which brings in the translation of its address as well.
+    #[inline]
+    pub fn prefetch_first(&self) {
+        self.prefetch_line(0);
+    }
+
+    #[inline]
+    fn prefetch_line(&self, offset: usize) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+            // SAFETY: a prefetch never faults, wherever it points; wrapping_add makes no claim of its own.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(self.base.as_ptr().wrapping_add(offset).cast()) };
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = offset;
     }
 
     /// Whether the bytes equal `bytes`, which is as long.

@@ -208,7 +208,7 @@ fn parse_other(
 }
 
 /// A command that moves logical blocks between the namespace and memory.
-#[inline]
+#[inline(always)]
 fn blocks(
     command: &Command,
     namespace: &Namespace,
