@@ -2,12 +2,17 @@
 //!
 //! A poll takes in what the frontend changed, what channels completed and what the guest submitted, in the commit order
 //! of `ipc::layout::queues`. The parts: `tables` follows the controller segment, `fetch` takes commands in, `run`
-//! brings them to their channels and back, `commit` completes them, `signal` tells the guest.
+//! brings them to their channels (`steps` and `fused` those that are not one request), `channels` takes back what these
+//! completed, `commit` completes, `signal` tells the guest, `park` goes before sleep.
 
+mod channels;
 mod commit;
 mod fetch;
+mod fused;
+mod park;
 mod run;
 mod signal;
+mod steps;
 mod tables;
 mod tally;
 

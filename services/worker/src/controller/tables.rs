@@ -1,10 +1,9 @@
 //! Follows the controller segment: settings, queues, namespaces, unmaps, resets, aborts; and answers by number.
 
 use super::{Controller, MAX_TRANSFER};
-use crate::doorbells::{Shadow, store_event_index};
+use crate::doorbells::Shadow;
 use crate::queue_pair::{CQE, Cq, QueueMemory, SQE, Sq, State};
 use crate::slots::Kind;
-use bdev::channel::Channel;
 use ipc::dma_table::{Unmaps, unmaps_since};
 use ipc::guest_memory::Access;
 use ipc::iova::Iova;
@@ -16,10 +15,7 @@ use nvme::queue::arbitration::burst;
 use nvme::queue::completion::CompletionQueue;
 use nvme::queue::submission::SubmissionQueue;
 use nvme_spec::Status;
-use std::sync::atomic::{Ordering, fence};
-
-/// Waiting commands that are looked at before sleep.
-const READY_LOOKS: usize = 64;
+use std::sync::atomic::Ordering;
 
 /// Numbers of the controller segment that were seen, and which of them are still to be acknowledged.
 #[derive(Default)]
@@ -444,96 +440,5 @@ impl Controller {
         }
         let aborted = &self.queues.acknowledged.aborted;
         aborted.store(u32::from(found.is_some()), Ordering::Relaxed);
-    }
-
-    // Sleep.
-
-    /// Asks guest, backends and frontend to wake this thread. False if there is something to do already; the caller
-    /// does not sleep then.
-    pub(crate) fn prepare_sleep(&mut self) -> bool {
-        if let Some(shadow) = &self.shadow {
-            let regions = self.memory.regions();
-            for (qid, sq) in self.sqs.iter().enumerate() {
-                let Some(sq) = sq else { continue };
-                store_event_index(shadow, regions, 2 * qid, sq.position.head());
-                if let Some(Some(cq)) = self.cqs.get(sq.cqid)
-                    && cq.position.room() == 0
-                {
-                    store_event_index(shadow, regions, 2 * sq.cqid + 1, cq.position.head());
-                }
-            }
-        }
-        // Full fence: the event indexes are stored before the doorbells are looked at again; pairs with the guest's own
-        // between its doorbell and its look at the event index.
-        fence(Ordering::SeqCst);
-        self.has_nothing_to_do()
-    }
-
-    /// After sleep: nobody needs to wake this thread.
-    pub(crate) fn woken(&mut self) {
-        for index in 0..self.namespaces.open().len() {
-            let Some(&row) = self.namespaces.open().get(index) else { break };
-            let entry = self.namespaces.get_mut(usize::from(row));
-            if let Some(channel) = entry.and_then(|entry| entry.channel.as_mut()) {
-                Channel::unpark(channel.as_mut());
-            }
-        }
-    }
-
-    /// When there will be something to do though nobody says so.
-    pub(crate) fn deadline(&self) -> Option<u64> {
-        let channels = self.namespaces.open().iter().filter_map(|&row| {
-            let channel = self.namespaces.get(usize::from(row))?.channel.as_ref()?;
-            Channel::deadline(channel.as_ref())
-        });
-        let waits = self
-            .waiting
-            .front()
-            .map(|&slot| self.slots.flight(slot).since.saturating_add(super::run::CHANNEL_WAIT));
-        channels.chain(waits).min()
-    }
-
-    fn has_nothing_to_do(&mut self) -> bool {
-        if self.seen.is_outdated(&self.layout.signals) || self.page.load(0) != self.admin_tail {
-            return false;
-        }
-        let doorbells = crate::doorbells::Doorbells::new(
-            &self.page,
-            self.shadow.as_ref(),
-            self.memory.regions(),
-        );
-        let enabled = self.state == ControllerState::Enabled && self.failure.is_none();
-        let rang = self.sqs.iter().enumerate().any(|(qid, sq)| {
-            sq.as_ref().is_some_and(|sq| {
-                let full = self.cqs.get(sq.cqid).and_then(Option::as_ref).is_none_or(|cq| {
-                    cq.position.room() == 0 && doorbells.head(sq.cqid) == cq.position.head()
-                });
-                sq.state == State::Active && doorbells.tail(qid) != sq.position.head() && !full
-            })
-        });
-        // A command that waits although its channel is open and owes nothing waits for what nobody rings for: an edit of
-        // the DMA table, its turn among those of several requests.
-        let ready = self.failure.is_none()
-            && self.waiting.iter().take(READY_LOOKS).any(|&slot| {
-                let row = usize::from(self.slots.flight(slot).namespace);
-                self.namespaces.get(row).is_some_and(|entry| {
-                    !entry.retiring && entry.channel.as_ref().is_some_and(|c| c.outstanding() == 0)
-                })
-            });
-        if (rang && enabled) || ready || self.owed != 0 {
-            return false;
-        }
-        let mut idle = true;
-        for index in 0..self.namespaces.open().len() {
-            let Some(&row) = self.namespaces.open().get(index) else { break };
-            let entry = self.namespaces.get_mut(usize::from(row));
-            if let Some(channel) = entry.and_then(|entry| entry.channel.as_mut()) {
-                idle &= Channel::park(channel.as_mut());
-            }
-        }
-        if !idle {
-            self.woken();
-        }
-        idle
     }
 }

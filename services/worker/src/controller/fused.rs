@@ -1,0 +1,116 @@
+//! Fused pairs: Compare and Write as one request. NVMe Base 2.0c 6.2.
+
+use super::run::Checked;
+use super::{Controller, Fetched};
+use crate::slots::{Flight, Kind};
+use bdev::channel::{Channel, Submitted};
+use bdev::request::{ErrorKind, Outcome};
+use ipc::layout::MAX_IN_FLIGHT;
+use nvme::nvm;
+use nvme_spec::Status;
+use nvme_spec::command::Fuse;
+use std::sync::atomic::Ordering;
+
+impl Controller {
+    /// A batch that has halves of fused pairs in it: one command after the other.
+    #[cold]
+    pub(super) fn run_fused_batch(&mut self, qid: usize, now: u64) {
+        let sqid = qid as u16;
+        let mut index = 0;
+        while let Some(&Fetched { slot, command }) = self.batch.get(index) {
+            index += 1;
+            let second = self.batch.get(index).copied();
+            match command.fuse() {
+                Fuse::NORMAL => {
+                    let Checked { row, work } = self.check_again(&command);
+                    self.start_other(sqid, slot, command.cid().0, row, work, 0, now);
+                }
+                Fuse::FIRST => match second.filter(|s| s.command.fuse() == Fuse::SECOND) {
+                    Some(second) => {
+                        index += 1;
+                        self.group(slot, second.slot);
+                        self.start_fused(sqid, [slot, second.slot], now);
+                    }
+                    None => self.refuse(sqid, slot, &command, Status::ABORTED_MISSING_FUSED),
+                },
+                Fuse::SECOND => self.refuse(sqid, slot, &command, Status::ABORTED_MISSING_FUSED),
+                _ => self.refuse(sqid, slot, &command, Status::INVALID_FIELD.with_dnr()),
+            }
+            if self.failure.is_some() {
+                return self.abandon(index);
+            }
+        }
+    }
+
+    /// Marks two slots as one group. A pair is found again by its neighbours' FUSE bits as well, so this may come after
+    /// the head was published.
+    pub(super) fn group(&self, first: u16, second: u16) {
+        for slot in [first, second] {
+            let log = &self.queues.slots[usize::from(slot) % MAX_IN_FLIGHT];
+            let completion_queue = log.group.load(Ordering::Relaxed) & !0xFFFF;
+            log.group.store(completion_queue | (u32::from(first) + 1), Ordering::Relaxed);
+            log.compare_passed.store(0, Ordering::Relaxed);
+        }
+    }
+
+    #[cold]
+    pub(super) fn start_fused(&mut self, sqid: u16, slots: [u16; 2], now: u64) {
+        let commands = slots.map(|slot| self.command_of(slot));
+        let [first, second] = slots;
+        let cid = commands[0].cid().0;
+        let row = nvm::namespace_index(commands[0].nsid).unwrap_or(usize::MAX);
+        let view = self.namespaces.get(row).and_then(|entry| entry.view);
+        let list = &mut self.lists[0];
+        let parsed = match &view {
+            Some(view) => {
+                let pair = [&commands[0], &commands[1]];
+                nvm::parse_fused(pair, view, &self.settings, &self.memory, list)
+            }
+            None => Err((0, Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr())),
+        };
+        let mut flight = Flight::new(sqid, cid, row as u16, Kind::Fused(second));
+        let io = match parsed {
+            Ok(io) => io,
+            Err((_, Status::COMMAND_INTERRUPTED)) => return self.wait(first, flight, now),
+            Err((at_fault, status)) => {
+                for (index, (slot, command)) in slots.into_iter().zip(&commands).enumerate() {
+                    let aborted = Status::ABORTED_FAILED_FUSED;
+                    let status = if index == at_fault { status } else { aborted };
+                    self.refuse(sqid, slot, command, status);
+                }
+                return;
+            }
+        };
+        let entry = self.namespaces.get_mut(row).filter(|entry| !entry.retiring);
+        let Some(entry) = entry else { return self.wait(first, flight, now) };
+        let Some(channel) = &mut entry.channel else { return self.wait(first, flight, now) };
+        let request = io.request(list.ranges(), u32::from(first), 0);
+        match channel.submit(&request, self.memory.regions(), now) {
+            Submitted::Done(Err(ErrorKind::Gone)) => {
+                self.lose_channel(row);
+                self.wait(first, flight, now);
+            }
+            Submitted::Done(outcome) => {
+                *self.slots.flight_mut(first) = flight;
+                self.count(row, io.op, io.length, nvm::status(io.op, outcome));
+                self.finish_fused(first, second, outcome);
+            }
+            Submitted::Pending => {
+                entry.unpublished = true;
+                flight.touch(list.guest_ranges());
+                (flight.op, flight.bytes) = (io.op, io.length as u32);
+                *self.slots.flight_mut(first) = flight;
+                self.slots.submit(first);
+            }
+            Submitted::Full => self.wait(first, flight, now),
+        }
+    }
+
+    pub(super) fn finish_fused(&mut self, first: u16, second: u16, outcome: Outcome) {
+        let Flight { sqid, cid, .. } = *self.slots.flight(first);
+        let other = self.command_of(second).cid().0;
+        let statuses = nvm::fused_outcome(outcome);
+        self.finish(first, sqid, cid, statuses.first, 0);
+        self.finish(second, sqid, other, statuses.second, 0);
+    }
+}

@@ -1,0 +1,128 @@
+//! Commands of several requests: Dataset Management, Copy, and a Flush of all namespaces.
+
+use super::{Controller, LISTS};
+use crate::slots::{Flight, Kind};
+use bdev::channel::{Channel, Submitted};
+use bdev::request::{ErrorKind, Op};
+use nvme::nvm::{self, Io, Ranges, Step};
+use nvme_spec::Status;
+
+/// Requests of one command that are run before others get their turn.
+const STEP_BUDGET: usize = 8;
+
+impl Controller {
+    #[cold]
+    #[allow(clippy::too_many_arguments, reason = "a command's parts")]
+    pub(super) fn begin_steps(
+        &mut self,
+        sqid: u16,
+        slot: u16,
+        cid: u16,
+        row: usize,
+        ranges: Ranges,
+        list: usize,
+        now: u64,
+    ) {
+        let single = Flight::new(sqid, cid, row as u16, Kind::Single);
+        let Some(entry) = self.free_steps.pop() else { return self.wait(slot, single, now) };
+        let view = self.namespaces.get(row).and_then(|entry| entry.view);
+        let (Some(steps), Some(view)) = (self.steps.get_mut(usize::from(entry)), view) else {
+            return self.wait(slot, single, now);
+        };
+        let list = &self.lists[list % LISTS];
+        if let Err(status) = steps.load(ranges, row, &view, &self.memory, list) {
+            self.free_steps.push(entry);
+            let command = self.command_of(slot);
+            return self.refuse(sqid, slot, &command, status);
+        }
+        *self.slots.flight_mut(slot) = Flight::new(sqid, cid, row as u16, Kind::Steps(entry));
+        self.run_steps(slot, now);
+    }
+
+    /// Flush of all namespaces.
+    #[cold]
+    pub(super) fn flush_all(&mut self, sqid: u16, slot: u16, cid: u16, now: u64) {
+        let first = self.namespaces.attached().next();
+        let Some(first) = first else {
+            let command = self.command_of(slot);
+            let status = Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr();
+            return self.refuse(sqid, slot, &command, status);
+        };
+        let single = Flight::new(sqid, cid, first as u16, Kind::Single);
+        let Some(entry) = self.free_steps.pop() else { return self.wait(slot, single, now) };
+        if let Some(steps) = self.steps.get_mut(usize::from(entry)) {
+            steps.clear();
+            for namespace in self.namespaces.attached() {
+                steps.push(Step { namespace, io: Io::new(Op::Flush, 0, 0) });
+            }
+        }
+        *self.slots.flight_mut(slot) = Flight::new(sqid, cid, first as u16, Kind::Steps(entry));
+        self.run_steps(slot, now);
+    }
+
+    /// Goes on with a command of several requests.
+    #[cold]
+    pub(super) fn run_steps(&mut self, slot: u16, now: u64) {
+        let mut flight = *self.slots.flight(slot);
+        let Kind::Steps(entry) = flight.kind else { return };
+        for _ in 0..STEP_BUDGET {
+            let step = self.steps.get(usize::from(entry)).and_then(nvm::Steps::current);
+            let Some(Step { namespace, io }) = step else {
+                return self.finish_steps(slot, Status::SUCCESS);
+            };
+            let Some(row) = self.namespaces.get_mut(namespace) else { return };
+            match row.view {
+                None => {
+                    return self.finish_steps(slot, Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr());
+                }
+                Some(view) if view.formatting => {
+                    return self.finish_steps(slot, Status::FORMAT_IN_PROGRESS);
+                }
+                Some(view) if view.write_protected && io.op.writes() => {
+                    let status = Status::NAMESPACE_WRITE_PROTECTED.with_dnr();
+                    return self.finish_steps(slot, status);
+                }
+                Some(_) => {}
+            }
+            flight.namespace = namespace as u16;
+            let channel = row.channel.as_mut().filter(|_| !row.retiring);
+            let Some(channel) = channel else { return self.wait(slot, flight, now) };
+            let request = io.request(&[], u32::from(slot), 0);
+            match channel.submit(&request, self.memory.regions(), now) {
+                Submitted::Done(Ok(())) => {
+                    self.count(namespace, io.op, io.length, Status::SUCCESS);
+                    if let Some(steps) = self.steps.get_mut(usize::from(entry)) {
+                        steps.advance();
+                    }
+                }
+                Submitted::Done(Err(ErrorKind::Gone)) => {
+                    self.lose_channel(namespace);
+                    return self.wait(slot, flight, now);
+                }
+                Submitted::Done(outcome) => {
+                    let status = nvm::status(io.op, outcome);
+                    self.count(namespace, io.op, io.length, status);
+                    return self.finish_steps(slot, status);
+                }
+                Submitted::Pending => {
+                    row.unpublished = true;
+                    (flight.op, flight.bytes) = (io.op, io.length.min(u64::from(u32::MAX)) as u32);
+                    *self.slots.flight_mut(slot) = flight;
+                    return self.slots.submit(slot);
+                }
+                Submitted::Full => return self.wait(slot, flight, now),
+            }
+        }
+        self.wait(slot, flight, now);
+    }
+
+    /// Completes a command of several requests. A Copy that failed says in dword 0 which range was the first not copied.
+    pub(super) fn finish_steps(&mut self, slot: u16, status: Status) {
+        let Flight { sqid, cid, kind, op, .. } = *self.slots.flight(slot);
+        let Kind::Steps(entry) = kind else { return };
+        let done = self.steps.get(usize::from(entry)).map_or(0, nvm::Steps::done);
+        self.free_steps.push(entry);
+        let dw0 = if op == Op::Copy && !status.is_success() { done } else { 0 };
+        self.finish(slot, sqid, cid, status, dw0);
+    }
+}
