@@ -60,7 +60,8 @@ check-deny: tools-deny
 # Instructions per I/O as callgrind counts them: equal on every machine, so they can be a test.
 .PHONY: check-instructions
 check-instructions: tools-build tools-valgrind
-	if [ -f tests/bench/instructions.sh ]; then bash tests/bench/instructions.sh; fi
+	bash tests/bench/instructions.sh
+	bash shared/nvme-driver/benches/instructions.sh
 
 .PHONY: deb
 deb: tools-build tools-package ## The Debian package, in target/debian
@@ -68,8 +69,10 @@ deb: tools-build tools-package ## The Debian package, in target/debian
 	@deploy/package/build.sh
 
 .PHONY: bench
-bench: tools-build ## Speed, as a table of ratios to the floor measured in the same run
+bench: tools-build tools-valgrind ## Speed, as a table of ratios to the floor measured in the same run
 	cargo bench $(LOCKED) -p vireo-tests
+	cargo bench $(LOCKED) -p nvme-driver --bench cost
+	bash shared/nvme-driver/benches/instructions.sh
 
 .PHONY: chaos
 chaos: tools-build guest ## Deaths, resets and hostile clients: VIREO_SEEDS (20000) seeds, processes killed CHAOS_ROUNDS (20) times over

@@ -18,8 +18,9 @@ pub(crate) struct Lists {
     memory: Registered,
     offset: usize,
     page_shift: u32,
-    /// Bytes of a memory page.
-    page: u64,
+    pointer: Pointer,
+    /// What goes as one PRP entry lies within so many bytes from a multiple of it: a memory page, or nothing at all.
+    near: u64,
 }
 
 /// A data pointer: its kind, and the two words of it.
@@ -56,8 +57,19 @@ impl Lists {
     }
 
     /// Lists from `offset` of `memory` on; its owner made it large enough, at a page boundary.
-    pub(crate) fn new(memory: &Registered, offset: usize, page_shift: u32) -> Self {
-        Self { memory: memory.clone(), offset, page_shift, page: 1 << page_shift }
+    pub(crate) fn new(
+        memory: &Registered,
+        offset: usize,
+        page_shift: u32,
+        pointer: Pointer,
+    ) -> Self {
+        let near = if pointer == Pointer::Sgl { 0 } else { 1 << page_shift };
+        Self { memory: memory.clone(), offset, page_shift, pointer, near }
+    }
+
+    /// What a data pointer may be.
+    pub(crate) fn pointer(&self) -> Pointer {
+        self.pointer
     }
 
     /// Most bytes of a command whose list is one page: PRP1 may begin anywhere in its page.
@@ -65,28 +77,26 @@ impl Lists {
         1 << (page_shift - 3 + page_shift)
     }
 
-    /// The data pointer of command `index`, whose data is `len` bytes from `iova`, at most [`reach`](Self::reach).
+    /// The data pointer of command `index`, whose data is `len` bytes (not 0) from `iova`, at most
+    /// [`reach`](Self::reach).
     #[inline]
-    pub(crate) fn point(
-        &self,
-        index: usize,
-        iova: u64,
-        len: usize,
-        pointer: Pointer,
-    ) -> DataPointer {
-        let page = self.page;
-        let end = (iova & (page - 1)) + len as u64;
-        if end <= page && pointer != Pointer::Sgl {
+    pub(crate) fn point(&self, index: usize, iova: u64, len: usize) -> DataPointer {
+        if (iova & self.near.wrapping_sub(1)).wrapping_add(len as u64) <= self.near {
             return DataPointer { sgl: false, words: [iova, 0] };
         }
-        self.point_far(index, iova, len, pointer)
+        self.point_far(index, iova, len)
     }
 
-    /// The same for data that is not within one page.
-    fn point_far(&self, index: usize, iova: u64, len: usize, pointer: Pointer) -> DataPointer {
-        let page = self.page;
+    /// The same for what does not go as one PRP entry.
+    fn point_far(&self, index: usize, iova: u64, len: usize) -> DataPointer {
+        let page = 1_u64 << self.page_shift;
         let end = (iova & (page - 1)) + len as u64;
-        if pointer == Pointer::Sgl || (pointer == Pointer::SglForLists && end > 2 * page) {
+        let sgl = match self.pointer {
+            Pointer::Prp => false,
+            Pointer::SglForLists => end > 2 * page,
+            Pointer::Sgl => true,
+        };
+        if sgl {
             let sgl = SglDescriptor::data_block(Iova(iova), len as u32);
             return DataPointer { sgl: true, words: transmute!(sgl) };
         }

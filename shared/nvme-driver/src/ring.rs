@@ -73,26 +73,30 @@ impl SubmissionRing {
     /// Writes the next entry. The caller has made sure that there is room; the controller is told by the doorbell.
     #[inline]
     pub(crate) fn push(&mut self, entry: [u64; 8]) {
-        // SAFETY: tail < size (below, `clear`), and `size` entries are mapped and aligned from base (new). No reference
-        // to them exists; a target that reads at the same time gets a mix of old and new, which is its loss. The
-        // doorbell's Release store keeps this before it.
-        unsafe { self.base.add(self.tail as usize).write(entry) };
-        let next = self.tail + 1;
-        self.tail = if next == self.size { 0 } else { next };
+        let at = self.tail;
+        let next = at + 1;
+        let next = if next == self.size { 0 } else { next };
+        self.tail = next;
+        // SAFETY: next < size, so the pointer lies within the ring (new).
+        prefetch(unsafe { self.base.add(next as usize) });
+        // SAFETY: at < size (above, `clear`), and `size` entries are mapped and aligned from base (new). No reference to
+        // them exists; a target that reads at the same time gets a mix of old and new, which is its loss. The doorbell's
+        // Release store keeps this before it.
+        unsafe { self.base.add(at as usize).write(entry) };
     }
+}
 
-    /// Asks for the line of the next entry, to be written.
-    #[inline]
-    pub(crate) fn prefetch(&self) {
-        #[cfg(target_arch = "x86_64")]
-        {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            // SAFETY: tail < size, so the pointer lies within the ring; a prefetch never faults.
-            unsafe {
-                _mm_prefetch::<_MM_HINT_T0>(self.base.add(self.tail as usize).as_ptr().cast())
-            };
-        }
+/// Asks for the line of an entry, to be written soon.
+#[inline]
+fn prefetch(entry: NonNull<[u64; 8]>) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(entry.as_ptr().cast()) };
     }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = entry;
 }
 
 impl CompletionRing {

@@ -17,10 +17,11 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
-    /// Whether `blocks` from `lba` may go as one command. Cheap where there is no boundary.
+    /// Whether `blocks` from `lba`, and at least one, may go as one command. Cheap where there is no boundary.
     #[inline]
     pub(crate) fn fits(&self, lba: Lba, blocks: u64) -> bool {
-        blocks <= u64::from(self.data_blocks)
+        // None at all is more than any limit.
+        blocks.wrapping_sub(1) < u64::from(self.data_blocks)
             && (self.boundary == 0
                 || lba.0 % u64::from(self.boundary) + blocks <= u64::from(self.boundary))
     }

@@ -6,6 +6,7 @@ use ipc::event::EventFd;
 use nvme_spec::command::admin::{
     CreateCqDword11, CreateQueueDword10, CreateSqDword11, DeleteQueueDword10,
 };
+use nvme_spec::identify::attributes::SglSupport;
 use nvme_spec::ids::InterruptVector;
 use nvme_spec::register::{DoorbellKind, doorbell_offset};
 use nvme_spec::{AdminOpcode, Command, CommandId, Completion, Iova, QueueId};
@@ -15,7 +16,8 @@ use super::admin::AdminData;
 use crate::doorbell::Bell;
 use crate::error::Error;
 use crate::memory::Registered;
-use crate::prp::Lists;
+use crate::options::DataPointer;
+use crate::prp::{Lists, Pointer};
 use crate::ring::{CompletionRing, SubmissionRing};
 
 /// The rings of a queue pair and the lists of its commands, in one memory object.
@@ -45,8 +47,9 @@ impl Inner {
         let cq_size = (2 * sq_size).min(u32::from(self.cap.mqes_z()) + 1);
         let sq_bytes = (sq_size as usize * size_of::<Command>()).next_multiple_of(page);
         let cq_bytes = (cq_size as usize * size_of::<Completion>()).next_multiple_of(page);
-        let lists = Lists::size(depth.into(), page_shift);
-        let memory = Registered::allocate(&self.domain, sq_bytes + cq_bytes + lists)?;
+        let lists = sq_bytes + cq_bytes;
+        let bytes = lists + Lists::size(depth.into(), page_shift);
+        let memory = Registered::allocate(&self.domain, bytes)?;
         let rings = (
             SubmissionRing::new(&memory, 0, sq_size),
             CompletionRing::new(&memory, sq_bytes, cq_size),
@@ -54,7 +57,19 @@ impl Inner {
         let (Some(sq), Some(cq)) = rings else {
             return Err(Error::Argument { what: "the queues do not fit their memory" });
         };
-        Ok(QueueMemory { sq, cq, lists: Lists::new(&memory, sq_bytes + cq_bytes, page_shift) })
+        let lists = Lists::new(&memory, lists, page_shift, self.pointer());
+        Ok(QueueMemory { sq, cq, lists })
+    }
+
+    /// How commands point to their data.
+    fn pointer(&self) -> Pointer {
+        let sgl = [SglSupport::ANY_ALIGNMENT, SglSupport::DWORD_ALIGNED]
+            .contains(&self.identify().sgls.support());
+        match self.options.data_pointer {
+            DataPointer::Auto if sgl => Pointer::SglForLists,
+            DataPointer::Sgl if sgl => Pointer::Sgl,
+            DataPointer::Auto | DataPointer::Sgl | DataPointer::Prp => Pointer::Prp,
+        }
     }
 
     /// Takes a queue identifier that is not in use.

@@ -44,7 +44,7 @@ impl QueuePair {
         slot.aborted = false;
         // The data pointer and its kind are the driver's choice.
         let data = at.map_or(DataPointer::default(), |(iova, len)| {
-            self.lists.point(index.into(), iova, len, self.pointer)
+            self.lists.point(index.into(), iova, len)
         });
         let cdw0 = command.cdw0.with_cid(CommandId(index)).with_psdt(data.psdt());
         let command = Command { cdw0, dptr: zerocopy::transmute!(data.words), mptr: 0, ..command };
@@ -68,7 +68,7 @@ impl QueuePair {
             return Err(Reason::Alignment);
         }
         let reach = Lists::reach(self.cold.inner.page_shift());
-        let bounded = self.pointer != Pointer::Sgl;
+        let bounded = self.lists.pointer() != Pointer::Sgl;
         if bounded && buffer.len() as u64 > reach || u32::try_from(buffer.len()).is_err() {
             return Err(Reason::TooLarge);
         }

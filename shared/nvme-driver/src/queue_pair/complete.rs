@@ -52,17 +52,19 @@ impl QueuePair {
     fn took_entry(&mut self) {
         self.cq.advance();
         self.unacked += 1;
-        if self.unacked >= self.ack_at || self.starved {
+        if self.unacked >= self.ack_at {
             self.took_many();
         }
     }
 
+    /// What is to be done now and then, or with every completion while a split request waits.
     #[cold]
+    #[inline(never)]
     fn took_many(&mut self) {
-        if self.unacked >= self.ack_at {
+        if self.unacked >= self.ack_interval() {
             self.ack();
         }
-        if self.starved {
+        if self.ack_at == 0 {
             self.feed();
             self.ring();
         }
@@ -120,7 +122,7 @@ impl QueuePair {
     /// Frees the record of a split request that is over.
     pub(super) fn finish_parent(&mut self, index: u16) -> Option<Completed> {
         self.cold.waiting.retain(|&waiting| waiting != index);
-        self.starved = !self.cold.waiting.is_empty();
+        self.set_starved(!self.cold.waiting.is_empty());
         self.cold.free_parents.push(index);
         let parent = self.cold.parents.get_mut(usize::from(index))?;
         parent.used = false;

@@ -22,15 +22,14 @@ use std::time::{Duration, Instant};
 use ipc::event::EventFd;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nvme_spec::QueueId;
-use nvme_spec::identify::attributes::SglSupport;
 use nvme_spec::register::DoorbellKind;
 
 use crate::controller::{Inner, QueueMemory};
 use crate::doorbell::Bell;
 use crate::error::{Error, IoError};
 use crate::memory::DmaBuffer;
-use crate::options::{DataPointer, QueueOptions};
-use crate::prp::{Lists, Pointer};
+use crate::options::QueueOptions;
+use crate::prp::Lists;
 use crate::request::Request;
 use crate::retry::RetryDelays;
 use crate::ring::{CompletionRing, SubmissionRing};
@@ -40,6 +39,8 @@ use slot::{NONE, Parent, Slot};
 
 /// Polls between two looks at clocks, time-outs and the target's health.
 const HOUSEKEEPING_INTERVAL: u32 = 1024;
+/// The head is told at the latest when this part of the completion queue was taken.
+const ACK_PART: u32 = 4;
 /// Longest sleep on an interrupt, so that time-outs and a dead target are noticed.
 const SLEEP_MAX: Duration = Duration::from_millis(20);
 
@@ -67,20 +68,18 @@ pub struct QueuePair {
     lists: Lists,
     /// Address of the controller's domain: what its memory is told by.
     domain: usize,
-    pointer: Pointer,
     /// First free slot.
     free: u16,
     qid: u16,
     in_flight: u16,
     sqhd: u16,
     epoch: u32,
-    /// Completions whose entries the controller has not been told are free; how many make it worth telling.
+    /// Completions whose entries the controller has not been told are free; how many make it worth telling. 0 while a
+    /// split request waits for free slots, so that each completion is looked at.
     unacked: u32,
     ack_at: u32,
     /// Whether the head is told along with every tail.
     eager_ack: bool,
-    /// Whether a split request waits for free slots.
-    starved: bool,
     /// Polls until the next housekeeping.
     budget: u32,
     sq_bell: Bell,
@@ -222,13 +221,12 @@ impl QueuePair {
             counters: QueueCounters::default(),
         };
         let mut queue = Self {
-            ack_at: cq.size() / 4,
+            ack_at: ack_interval(&cq),
             sq,
             cq,
             slots: (0..depth).map(|_| Slot::default()).collect(),
             lists,
             domain: Arc::as_ptr(&inner.domain) as usize,
-            pointer: pointer(inner),
             free: NONE,
             qid: qid.0,
             in_flight: 0,
@@ -236,7 +234,6 @@ impl QueuePair {
             epoch: 0,
             unacked: 0,
             eager_ack: cost == DoorbellCost::Memory || inner.shadow.is_some(),
-            starved: false,
             budget: HOUSEKEEPING_INTERVAL,
             sq_bell: inner.bell(qid, DoorbellKind::SubmissionTail),
             cq_bell: inner.bell(qid, DoorbellKind::CompletionHead),
@@ -382,6 +379,15 @@ impl QueuePair {
         }
     }
 
+    fn ack_interval(&self) -> u32 {
+        ack_interval(&self.cq)
+    }
+
+    /// Whether a split request waits for free slots.
+    fn set_starved(&mut self, starved: bool) {
+        self.ack_at = if starved { 0 } else { self.ack_interval() };
+    }
+
     /// Chains every slot into the list of free ones.
     fn link_free(&mut self) {
         self.free = NONE;
@@ -392,15 +398,9 @@ impl QueuePair {
     }
 }
 
-/// How commands of this controller point to their data.
-fn pointer(inner: &Inner) -> Pointer {
-    let sgl = [SglSupport::ANY_ALIGNMENT, SglSupport::DWORD_ALIGNED]
-        .contains(&inner.identify().sgls.support());
-    match inner.options.data_pointer {
-        DataPointer::Auto if sgl => Pointer::SglForLists,
-        DataPointer::Sgl if sgl => Pointer::Sgl,
-        DataPointer::Auto | DataPointer::Sgl | DataPointer::Prp => Pointer::Prp,
-    }
+/// How many completions of a queue make it worth telling.
+fn ack_interval(cq: &CompletionRing) -> u32 {
+    (cq.size() / ACK_PART).max(1)
 }
 
 impl Drop for QueuePair {

@@ -162,7 +162,7 @@ impl QueuePair {
         }
         self.cold.failing = Some(Failing { error, slot: 0, parent: 0 });
         self.cold.delayed.clear();
-        self.starved = false;
+        self.set_starved(false);
         // Nothing is submitted by the short way until the queues are there again.
         self.free = NONE;
         self.next_failed()
@@ -189,7 +189,7 @@ impl QueuePair {
                 ended = self.finish_parent(index);
             }
         }
-        self.starved = false;
+        self.set_starved(false);
         self.budget = 0;
         self.cold.failing = Some(failing);
         if ended.is_none() || !self.is_busy() {

@@ -6,7 +6,7 @@ use nvme_spec::{CommandId, Lba};
 
 use super::slot::{NONE, Slot, State};
 use super::{QueuePair, Reason, Rejected};
-use crate::prp::{DataPointer, Lists, Pointer};
+use crate::prp::{DataPointer, Lists};
 use crate::request::{Request, Shape};
 
 impl QueuePair {
@@ -27,10 +27,9 @@ impl QueuePair {
                 self.free = slot.next;
                 slot.epoch = self.epoch;
                 let how = (State::Whole, Fuse::NORMAL);
-                let entry = occupy(slot, index, request, how, &self.lists, self.pointer);
+                let entry = occupy(slot, index, request, how, &self.lists);
                 self.in_flight += 1;
                 self.sq.push(entry);
-                self.sq.prefetch();
                 Ok(())
             }
             Some(_) | None => self.submit_other(request),
@@ -43,7 +42,7 @@ impl QueuePair {
         let Some(slot) = self.slots.get_mut(usize::from(index)) else { return };
         self.free = slot.next;
         slot.epoch = self.epoch;
-        let entry = occupy(slot, index, request, (state, fuse), &self.lists, self.pointer);
+        let entry = occupy(slot, index, request, (state, fuse), &self.lists);
         self.in_flight += 1;
         self.sq.push(entry);
     }
@@ -175,7 +174,7 @@ impl QueuePair {
             }
             self.send_piece(index);
         }
-        self.starved = !self.cold.waiting.is_empty();
+        self.set_starved(!self.cold.waiting.is_empty());
     }
 
     /// Sends the next piece of a request. There is a free slot.
@@ -230,7 +229,7 @@ impl QueuePair {
             };
         let data = match len {
             0 => DataPointer::default(),
-            _ => self.lists.point(index.into(), iova, len, self.pointer),
+            _ => self.lists.point(index.into(), iova, len),
         };
         let cdw0 = CommandDword0::new()
             .with_opcode(slot.opcode.0)
@@ -251,7 +250,7 @@ fn plain(request: &Request, domain: usize) -> Result<(), Reason> {
         return Err(Reason::ForeignBuffer);
     }
     let len = buffer.len() as u64;
-    if request.blocks == 0 || request.blocks << request.limits.block_shift != len {
+    if request.blocks << request.limits.block_shift != len {
         return Err(Reason::Length);
     }
     if buffer.iova().0 & 3 != 0 {
@@ -272,7 +271,6 @@ fn occupy(
     request: Request,
     how: (State, Fuse),
     lists: &Lists,
-    pointer: Pointer,
 ) -> [u64; 8] {
     let argument_len = request.argument_len();
     let Request { buffer, token, slba, blocks, nsid, flags, limits, opcode, shape, allowed: _ } =
@@ -280,20 +278,17 @@ fn occupy(
     // A request without blocks keeps its dword 12; the number of blocks, 0's based, fits 16 bits (Limits).
     let nlb_z = if shape == Shape::Argument { 0 } else { blocks as u32 - 1 };
     let cdw12 = flags | nlb_z;
-    let data = match (&buffer, shape, argument_len) {
-        (Some(buffer), Shape::Data, _) => {
-            lists.point(index.into(), buffer.iova().0, buffer.len(), pointer)
-        }
-        (Some(buffer), Shape::Argument, 1..) => {
-            lists.point(index.into(), buffer.iova().0, argument_len, pointer)
-        }
-        (Some(_), Shape::Blocks | Shape::Argument, _) | (None, ..) => DataPointer::default(),
+    let at = match (&buffer, shape) {
+        (Some(buffer), Shape::Data) => (buffer.iova().0, buffer.len()),
+        (Some(buffer), Shape::Argument) => (buffer.iova().0, argument_len),
+        (Some(_), Shape::Blocks) | (None, _) => (0, 0),
     };
     // A free slot holds no buffer: there is nothing to drop.
-    let none = slot.buffer.take();
-    debug_assert!(none.is_none(), "a free slot holds a buffer");
-    std::mem::forget(none);
-    slot.buffer = buffer;
+    std::mem::forget(std::mem::replace(&mut slot.buffer, buffer));
+    let data = match at {
+        (_, 0) => DataPointer::default(),
+        (iova, len) => lists.point(index.into(), iova, len),
+    };
     slot.token = token;
     slot.slba = slba;
     slot.nsid = nsid;
