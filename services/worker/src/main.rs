@@ -22,6 +22,7 @@ use vireo_worker::control::{Control, ControlConfig};
 use vireo_worker::notify::WatchedNotifier;
 use vireo_worker::reactor::{ControlEnd, Reactor};
 use vireo_worker::sleep;
+use vireo_worker::times::Times;
 
 /// Serves I/O queues of virtual NVMe controllers on one core.
 #[derive(Parser)]
@@ -38,6 +39,7 @@ struct PollThread {
     core: Option<u32>,
     max_nap: Duration,
     stop: Arc<AtomicBool>,
+    shared: Arc<Segment<TelemetryLayout>>,
 }
 
 fn main() -> ExitCode {
@@ -85,6 +87,7 @@ async fn run(config: &Config, name: &str) -> anyhow::Result<()> {
         core: settings.core,
         max_nap: settings.max_nap,
         stop: Arc::clone(&stop),
+        shared: Arc::clone(&shared),
     };
     let watchdog = Watchdog::start(DEFAULT_BOUND).context("start the watchdog")?;
     let (tell, started) = tokio::sync::oneshot::channel();
@@ -134,7 +137,8 @@ impl PollThread {
             Err(error) => return drop(tell.send(Err(error))),
         };
         if tell.send(Ok(end)).is_ok() {
-            sleep::run(&mut reactor, &self.kick, self.max_nap, &self.stop);
+            let mut times = Times::new(self.shared);
+            sleep::run_timed(&mut reactor, &self.kick, self.max_nap, &self.stop, &mut times);
         }
     }
 

@@ -7,6 +7,7 @@
 use crate::clock::Clock;
 use crate::notify::Notifier;
 use crate::reactor::Reactor;
+use crate::times::Times;
 use ipc::event::EventFd;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
@@ -103,10 +104,25 @@ pub fn run<C: Clock, N: Notifier>(
     max_nap: Duration,
     stop: &AtomicBool,
 ) {
+    run_timed(reactor, kick, max_nap, stop, &mut Times::unseen());
+}
+
+/// The same, and writes down what becomes of the time.
+pub fn run_timed<C: Clock, N: Notifier>(
+    reactor: &mut Reactor<C, N>,
+    kick: &EventFd,
+    max_nap: Duration,
+    stop: &AtomicBool,
+    times: &mut Times,
+) {
     let mut idle = Idle::new(max_nap.as_nanos() as u64);
+    times.start(reactor.now());
     loop {
         if reactor.poll() > 0 {
             idle.worked();
+            if times.worked() {
+                times.mark(reactor.now());
+            }
             continue;
         }
         if !idle.idled() {
@@ -119,6 +135,7 @@ pub fn run<C: Clock, N: Notifier>(
             return;
         }
         let now = reactor.now();
+        times.mark_idle(now, u64::from(POLLS));
         let bound = match idle.step(now, reactor.must_look(), reactor.deadline()) {
             Step::Spin => continue,
             Step::Nap(nanoseconds) => Some(Duration::from_nanos(nanoseconds)),
@@ -127,6 +144,7 @@ pub fn run<C: Clock, N: Notifier>(
         if reactor.prepare_sleep() {
             wait(kick, bound);
             reactor.woken();
+            times.slept(reactor.now(), bound.is_some());
         }
     }
 }
