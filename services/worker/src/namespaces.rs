@@ -243,7 +243,7 @@ fn set_gone(channel: &mut AnyChannel) {
             }
         }
         AnyChannel::Fault(fault) => set_gone(fault.inner_mut()),
-        AnyChannel::Null(_) | AnyChannel::File(_) => {}
+        AnyChannel::Null(_) | AnyChannel::File(_) | AnyChannel::Nvme(_) => {}
     }
 }
 

@@ -5,10 +5,12 @@ use crate::fault::FaultChannel;
 use crate::file::FileDevice;
 use crate::malloc::MallocChannel;
 use crate::null::NullChannel;
+use crate::nvme::NvmeDevice;
 use crate::request::{Outcome, Request};
 use crate::ring::client::RingChannel;
-use ipc::guest_memory::RegionTable;
+use ipc::guest_memory::{Region, RegionTable};
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 /// What became of a request that was submitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +98,10 @@ pub trait Channel {
         None
     }
 
+    /// The region is to be unmapped: a channel that holds on to it beyond the requests that name it lets go of it as
+    /// soon as none of them is outstanding.
+    fn forget(&mut self, _region: &Arc<Region>) {}
+
     /// The peer is dead: every outstanding request, and every later one, ends with
     /// [`crate::request::ErrorKind::Gone`].
     fn is_gone(&self) -> bool {
@@ -113,6 +119,8 @@ pub enum AnyChannel {
     Ring(RingChannel),
     /// The backend's own channel of a file.
     File(Box<FileDevice>),
+    /// The backend's own channel of a drive.
+    Nvme(Box<NvmeDevice>),
     /// Any of them, with faults; for tests.
     Fault(FaultChannel),
 }
@@ -124,6 +132,7 @@ macro_rules! dispatch {
             AnyChannel::Malloc($channel) => $call,
             AnyChannel::Ring($channel) => $call,
             AnyChannel::File($channel) => $call,
+            AnyChannel::Nvme($channel) => $call,
             AnyChannel::Fault($channel) => $call,
         }
     };
@@ -183,6 +192,10 @@ impl Channel for AnyChannel {
     #[inline]
     fn event(&self) -> Option<BorrowedFd<'_>> {
         dispatch!(self, channel => channel.event())
+    }
+
+    fn forget(&mut self, region: &Arc<Region>) {
+        dispatch!(self, channel => channel.forget(region));
     }
 
     #[inline]

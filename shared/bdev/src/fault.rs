@@ -3,9 +3,10 @@
 
 use crate::channel::{AnyChannel, Channel, Geometry, Submitted};
 use crate::request::{ErrorKind, Op, Outcome, Request};
-use ipc::guest_memory::{MemRange, RegionTable};
+use ipc::guest_memory::{MemRange, Region, RegionTable};
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 /// Unit in which a torn write ends: what a drive writes at once.
 const SECTOR: u64 = 512;
@@ -240,6 +241,10 @@ impl Channel for FaultChannel {
 
     fn event(&self) -> Option<BorrowedFd<'_>> {
         self.inner.event()
+    }
+
+    fn forget(&mut self, region: &Arc<Region>) {
+        self.inner.forget(region);
     }
 
     fn is_gone(&self) -> bool {

@@ -1,4 +1,4 @@
-//! Block devices and channels: null, malloc, file; ring and lease.
+//! Block devices and channels: null, malloc, file, nvme; ring and lease.
 //!
 //! A backend owns its devices; a worker holds one [`channel::AnyChannel`] per device and controller. A channel is
 //! either a *lease* (the worker does the I/O itself: [`null`], [`malloc`]) or a *ring* (the backend serves it:
@@ -14,5 +14,6 @@ pub mod fault;
 pub mod file;
 pub mod malloc;
 pub mod null;
+pub mod nvme;
 pub mod request;
 pub mod ring;

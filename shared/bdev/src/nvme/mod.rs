@@ -1,0 +1,258 @@
+//! An NVMe drive as a block device: a physical one under VFIO, or another vfio-user target's controller.
+//!
+//! Data goes between guest memory and the drive without a copy: the client's memory objects are registered with the
+//! drive's address space, whole, and PRP lists are built in memory of ours. What the drive cannot reach as it lies
+//! (not aligned to 4 bytes, scattered in pieces that no PRP list can name, or memory that may not be registered) goes
+//! through buffers. What the drive does not offer (Compare, Verify, Write Zeroes; Copy and fused pairs always) is done
+//! by reads and writes; fused pairs under a lock over their blocks, as far as it is written through this device.
+//!
+//! Nothing on the path of a request waits. A thread of the drive's own does what may: it registers memory, resets a
+//! drive that hangs (requests go on after it), ends them all when the drive is gone, and connects to it anew when it is
+//! back.
+
+mod control;
+mod drive;
+mod engine;
+mod job;
+mod memory;
+mod plan;
+mod status;
+
+use crate::channel::{Channel, Geometry, Submitted};
+use crate::error::Error;
+use crate::request::{ErrorKind, Outcome, Request};
+use control::{Ask, Attachment, Control, Flags, Told};
+use engine::Engine;
+use ipc::event::EventFd;
+use ipc::guest_memory::{Region, RegionTable};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+/// Commands that a drive has at a time, if it takes so many.
+const QUEUE_DEPTH: u16 = 256;
+
+/// How to open a drive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NvmeOptions {
+    /// `vfio-user:PATH` or `pcie:DDDD:BB:DD.F`.
+    pub target: String,
+    /// The namespace's identifier (NSID).
+    pub nsid: u32,
+    /// Writes are refused.
+    pub read_only: bool,
+    /// Completions are polled for as long as requests are outstanding; otherwise the drive interrupts.
+    pub polled: bool,
+}
+
+/// What a drive offers, as far as a namespace on it says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NvmeFeatures {
+    /// Bytes of a logical block.
+    pub block_size: u32,
+    /// Writes are durable only after a flush.
+    pub volatile_cache: bool,
+    /// Write Zeroes gives space back.
+    pub deallocate: bool,
+}
+
+/// A namespace of a drive.
+pub struct NvmeDevice {
+    engine: Box<Engine>,
+    read_only: bool,
+    polled: bool,
+    asks: Sender<Ask>,
+    told: Receiver<Told>,
+    flags: Flags,
+    wake: EventFd,
+    events: Epoll,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl NvmeDevice {
+    /// Connects to a drive, resets it and brings it up.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Gone`] if it is not there, [`ErrorKind::Busy`] if another process has it,
+    /// [`ErrorKind::Invalid`] for a namespace that is not there or not of a kind that is served, and others as it
+    /// answers. One line that says what to do, where that is known.
+    pub fn open(options: &NvmeOptions) -> Result<Self, Error> {
+        let (controller, found) = Attachment::connect_patiently(options)?;
+        let system = |what: &str| {
+            let what = what.to_owned();
+            move |error: nix::errno::Errno| Error::system(what, error)
+        };
+        let event = |error: ipc::event::EventError| Error {
+            kind: ErrorKind::Busy,
+            what: "make an event".to_owned(),
+            source: Some(Box::new(error)),
+        };
+        let wake = EventFd::create().map_err(event)?;
+        let events = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(system("epoll_create"))?;
+        let readable = || EpollEvent::new(EpollFlags::EPOLLIN, 0);
+        events.add(&wake, readable()).map_err(system("epoll_ctl"))?;
+        if let Some(interrupt) = found.queue.event() {
+            events.add(interrupt, readable()).map_err(system("epoll_ctl"))?;
+        }
+        let flags = Flags {
+            news: Arc::new(AtomicBool::new(false)),
+            busy: Arc::new(AtomicBool::new(false)),
+        };
+        let (asks, asked) = mpsc::channel();
+        let (tell, told) = mpsc::channel();
+        let control = Control {
+            options: options.clone(),
+            asks: asked,
+            tell,
+            flags: flags.clone(),
+            wake: wake.try_clone().map_err(event)?,
+            controller: Some(controller),
+            drive: found.drive,
+            next_try: Instant::now(),
+        };
+        let thread = std::thread::Builder::new().name("drive".to_owned());
+        let thread = thread
+            .spawn(move || control.run())
+            .map_err(|error| Error::io("start the drive's thread", error))?;
+        Ok(Self {
+            engine: Box::new(Engine::new(found)),
+            read_only: options.read_only,
+            polled: options.polled,
+            asks,
+            told,
+            flags,
+            wake,
+            events,
+            thread: Some(thread),
+        })
+    }
+
+    /// What the drive offers.
+    pub fn features(&self) -> NvmeFeatures {
+        let drive = &self.engine.drive;
+        NvmeFeatures {
+            // At most 4096.
+            block_size: drive.block() as u32,
+            volatile_cache: drive.volatile_cache,
+            deallocate: drive.zeroes_max > 0 && drive.zeroes_deallocate,
+        }
+    }
+
+    /// Hands the control thread what it is asked.
+    fn send(&mut self) {
+        while let Some(ask) = self.engine.outbox.pop_front() {
+            // The thread ends only after this value.
+            self.asks.send(ask).ok();
+        }
+    }
+
+    /// Takes what the control thread told.
+    #[cold]
+    fn hear(&mut self, complete: &mut impl FnMut(u32, Outcome)) -> usize {
+        let mut ended = 0;
+        while let Ok(told) = self.told.try_recv() {
+            if let Told::Found(found) = &told
+                && let Some(interrupt) = found.queue.event()
+                && let Err(error) =
+                    self.events.add(interrupt, EpollEvent::new(EpollFlags::EPOLLIN, 0))
+            {
+                tracing::warn!(%error, "interrupts of the drive are not heard");
+            }
+            ended += self.engine.told(told, complete);
+        }
+        ended
+    }
+}
+
+impl Channel for NvmeDevice {
+    fn geometry(&self) -> Geometry {
+        let drive = &self.engine.drive;
+        Geometry { size: drive.size, read_only: self.read_only || !drive.writable }
+    }
+
+    fn submit(&mut self, request: &Request<'_>, memory: &RegionTable, now: u64) -> Submitted {
+        let geometry = self.geometry();
+        if let Err(kind) = request.check_bounds(geometry.size) {
+            return Submitted::Done(Err(kind));
+        }
+        if geometry.read_only && request.op.writes() {
+            return Submitted::Done(Err(ErrorKind::ReadOnly));
+        }
+        self.engine.submit(request, memory, now)
+    }
+
+    fn publish(&mut self) {
+        self.engine.ring();
+        self.send();
+    }
+
+    fn poll(&mut self, now: u64, complete: &mut impl FnMut(u32, Outcome)) -> usize {
+        let mut ended = 0;
+        // Relaxed: only whether to look. AcqRel: pairs with the control thread's Release; what was told is there.
+        let news = &self.flags.news;
+        if news.load(Ordering::Relaxed) && news.swap(false, Ordering::AcqRel) {
+            ended += self.hear(complete);
+        }
+        ended += self.engine.poll(now, complete);
+        let busy = self.engine.outstanding() > 0;
+        // Relaxed: only decides how often the control thread looks.
+        if self.flags.busy.load(Ordering::Relaxed) != busy {
+            self.flags.busy.store(busy, Ordering::Relaxed);
+        }
+        if !self.engine.outbox.is_empty() {
+            self.send();
+        }
+        ended
+    }
+
+    fn outstanding(&self) -> usize {
+        self.engine.outstanding()
+    }
+
+    fn deadline(&self) -> Option<u64> {
+        let interrupts = self.engine.queue().is_some_and(|queue| queue.event().is_some());
+        match self.engine.is_busy() && (self.polled || !interrupts) {
+            true => Some(0),
+            false => self.engine.deadline(),
+        }
+    }
+
+    fn park(&mut self) -> bool {
+        self.publish();
+        self.engine.acknowledge();
+        // What is signalled from here on ends the sleep; what came before is seen here.
+        self.wake.drain().ok();
+        if let Some(event) = self.engine.queue().and_then(|queue| queue.event()) {
+            event.drain().ok();
+        }
+        let completed = self.engine.queue().is_some_and(|queue| queue.has_completion());
+        !completed && !self.flags.news.load(Ordering::Acquire)
+    }
+
+    fn event(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.events.0.as_fd())
+    }
+
+    fn forget(&mut self, region: &Arc<Region>) {
+        self.engine.forget(region);
+        self.send();
+    }
+}
+
+impl Drop for NvmeDevice {
+    /// Shuts the drive down, and waits for that.
+    fn drop(&mut self) {
+        self.engine.dismantle();
+        self.send();
+        self.asks.send(Ask::Stop).ok();
+        if let Some(thread) = self.thread.take() {
+            thread.join().ok();
+        }
+        // What it told last holds parts of the drive, too.
+        while self.told.try_recv().is_ok() {}
+    }
+}
