@@ -74,6 +74,11 @@ bench: tools-build tools-valgrind ## Speed, as a table of ratios to the floor me
 	cargo bench $(LOCKED) -p nvme-driver --bench cost
 	bash shared/nvme-driver/benches/instructions.sh
 
+.PHONY: bench-guest
+bench-guest: tools-build guest ## One drive in a guest: the kernel's driver under fio beside `vireo perf` over VFIO
+	cargo build $(LOCKED) --release --workspace --bins
+	@services/vireo/tests/guest/bench.sh
+
 .PHONY: chaos
 chaos: tools-build guest ## Deaths, resets and hostile clients: VIREO_SEEDS (20000) seeds, processes killed CHAOS_ROUNDS (20) times over
 	cargo build $(LOCKED) --release --workspace --bins
