@@ -12,6 +12,7 @@ use bdev::channel::{AnyChannel, Channel, Geometry};
 use bdev::file::{FileDevice, FileOptions};
 use bdev::malloc::MallocChannel;
 use bdev::null::NullChannel;
+use bdev::nvme::{NvmeDevice, NvmeOptions};
 use ipc::device_memory::DeviceMemory;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
@@ -21,7 +22,7 @@ use tokio::time::Instant;
 use tracing::info;
 use vireo_proto::Failure;
 use vireo_proto::handoff::bdev::Driver;
-use vireo_proto::handoff::{ApplyBdevs, ApplyFailure, ApplyResult, Bdev, FileDriver};
+use vireo_proto::handoff::{ApplyBdevs, ApplyFailure, ApplyResult, Bdev, FileDriver, NvmeDriver};
 
 /// How long the serve loop may take for one step.
 const LOOP_WAIT: Duration = Duration::from_secs(5);
@@ -123,6 +124,7 @@ impl Applier {
             Driver::Null(null) => null_device(key, wanted, null.latency_ns)?,
             Driver::Malloc(_) => self.malloc_device(key, wanted).await?,
             Driver::File(file) => file_device(key, wanted, file).await?,
+            Driver::Nvme(nvme) => nvme_device(key, wanted, nvme).await?,
         };
         let command = Command::AddDevice { device: key, channel: Box::new(channel) };
         self.serve.send(command).await.map_err(stopped)?;
@@ -203,7 +205,7 @@ impl Device {
         let same = wanted.size_bytes == self.size;
         Ok(match &mut self.kind {
             // The file or drive itself may have grown.
-            Kind::File { .. } => Some(Resize::Size(wanted.size_bytes)),
+            Kind::File { .. } | Kind::Nvme { .. } => Some(Resize::Size(wanted.size_bytes)),
             Kind::Null { .. } | Kind::Malloc { .. } if same => None,
             Kind::Null { .. } => Some(Resize::Size(wanted.size_bytes)),
             Kind::Malloc { memory, .. } => {
@@ -276,6 +278,28 @@ async fn file_device(
     let minimum_block_size = unit.max(SMALLEST_BLOCK);
     let entry = Device { key, wanted, size, kind, minimum_block_size };
     Ok((AnyChannel::File(Box::new(device)), entry))
+}
+
+async fn nvme_device(
+    key: DeviceKey,
+    wanted: Bdev,
+    nvme: NvmeDriver,
+) -> Result<(AnyChannel, Device), Failure> {
+    let NvmeDriver { target, nsid, read_only, polled } = nvme;
+    let options = NvmeOptions { target, nsid, read_only, polled };
+    let opened = blocking(move || NvmeDevice::open(&options)).await?;
+    let device = opened.map_err(|error| failure(&error))?;
+    let (features, geometry) = (device.features(), device.geometry());
+    let block = features.block_size;
+    if wanted.block_size != 0 && wanted.block_size < block {
+        // Shutting the drive down takes its time.
+        blocking(move || drop(device)).await?;
+        let text = format!("bdev \"{}\": the drive has blocks of {block} bytes", wanted.name);
+        return Err(Failure::invalid(text));
+    }
+    let kind = Kind::Nvme { read_only: geometry.read_only, features };
+    let entry = Device { key, wanted, size: geometry.size, kind, minimum_block_size: block };
+    Ok((AnyChannel::Nvme(Box::new(device)), entry))
 }
 
 fn check_size(wanted: &Bdev) -> Result<(), Failure> {

@@ -267,7 +267,7 @@ impl State {
         let (kind, lease, fds) = choose(device, open.force_ring, pid)?;
         let latency_ns = match device.kind {
             Kind::Null { latency } => latency,
-            Kind::Malloc { .. } | Kind::File { .. } => 0,
+            Kind::Malloc { .. } | Kind::File { .. } | Kind::Nvme { .. } => 0,
         };
         self.last_channel += 1;
         let channel = self.last_channel;
@@ -380,6 +380,9 @@ impl Handler for Backend {
             | request::Body::SetVectors(_)
             | request::Body::DetachController(_)
             | request::Body::ApplyTargets(_)
+            | request::Body::ReadTelemetry(_)
+            | request::Body::SetTracePolicy(_)
+            | request::Body::ReadEndpoint(_)
             | request::Body::Reload(_) => Err(Failure::unsupported()),
         }
     }
@@ -413,7 +416,7 @@ fn choose(
             })?;
             Ok((ChannelKind::LeaseMalloc, Some(number), vec![fd]))
         }
-        Kind::Null { .. } | Kind::Malloc { .. } | Kind::File { .. } => Ok(RING),
+        Kind::Null { .. } | Kind::Malloc { .. } | Kind::File { .. } | Kind::Nvme { .. } => Ok(RING),
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::lease::Leases;
 use crate::serve::{Command, DeviceKey, Handle, Stopped, Unanswered};
 use bdev::error::{Error, ErrorKind};
+use bdev::nvme::NvmeFeatures;
 use bdev::request::Op;
 use ipc::device_memory::DeviceMemory;
 use std::collections::BTreeMap;
@@ -54,6 +55,13 @@ pub enum Kind {
     File {
         /// Writes are refused.
         read_only: bool,
+    },
+    /// An NVMe drive.
+    Nvme {
+        /// Writes are refused: by configuration, or the drive is write protected.
+        read_only: bool,
+        /// What the drive offers.
+        features: NvmeFeatures,
     },
 }
 
@@ -119,28 +127,38 @@ impl Device {
             Kind::Null { .. } => "null",
             Kind::Malloc { .. } => "malloc",
             Kind::File { .. } => "file",
+            Kind::Nvme { .. } => "nvme",
         }
     }
 
     /// Whether writes are refused.
     pub fn read_only(&self) -> bool {
-        matches!(self.kind, Kind::File { read_only: true })
+        matches!(self.kind, Kind::File { read_only: true } | Kind::Nvme { read_only: true, .. })
     }
 
     /// Whether workers get a lease of it.
     pub fn leased(&self) -> bool {
-        self.wanted.channel() != ChannelPreference::Ring && !matches!(self.kind, Kind::File { .. })
+        let offered = !matches!(self.kind, Kind::File { .. } | Kind::Nvme { .. });
+        self.wanted.channel() != ChannelPreference::Ring && offered
     }
 
     fn info(&self) -> BdevInfo {
-        let file = matches!(self.kind, Kind::File { .. });
+        let (volatile_cache, deallocate) = match self.kind {
+            Kind::Null { .. } => (false, false),
+            Kind::Malloc { .. } => (false, true),
+            Kind::File { .. } => (true, true),
+            Kind::Nvme { features, .. } => (features.volatile_cache, features.deallocate),
+        };
         BdevInfo {
             bdev: self.wanted.name.clone(),
             size_bytes: self.size,
-            block_size: self.wanted.block_size.max(SMALLEST_BLOCK),
+            block_size: match self.wanted.block_size {
+                0 => self.minimum_block_size,
+                size => size.max(SMALLEST_BLOCK),
+            },
             read_only: self.read_only(),
-            volatile_cache: file,
-            deallocate: !matches!(self.kind, Kind::Null { .. }),
+            volatile_cache,
+            deallocate,
             minimum_block_size: self.minimum_block_size,
             driver: self.driver().to_owned(),
         }
@@ -207,16 +225,17 @@ impl Registry {
         let device = self.device_mut(name)?;
         let name = name.to_owned();
         match (&device.kind, op) {
-            (Kind::File { read_only: true }, Maintenance::Erase) => {
-                Err(Failure::precondition(format!("bdev \"{name}\" is read-only")))
-            }
+            (
+                Kind::File { read_only: true } | Kind::Nvme { read_only: true, .. },
+                Maintenance::Erase,
+            ) => Err(Failure::precondition(format!("bdev \"{name}\" is read-only"))),
             (Kind::Malloc { memory, .. }, Maintenance::Erase) => Ok(Errand::Punch(memory.clone())),
             // Nothing is stored, or nothing is more durable than it is already.
             (Kind::Null { .. } | Kind::Malloc { .. }, _) => Ok(Errand::Nothing),
-            (Kind::File { .. }, Maintenance::Erase) => {
+            (Kind::File { .. } | Kind::Nvme { .. }, Maintenance::Erase) => {
                 Ok(Errand::Serve { serve, key: device.key, name, op: Op::Deallocate })
             }
-            (Kind::File { .. }, Maintenance::Flush) => {
+            (Kind::File { .. } | Kind::Nvme { .. }, Maintenance::Flush) => {
                 Ok(Errand::Serve { serve, key: device.key, name, op: Op::Flush })
             }
         }

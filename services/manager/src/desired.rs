@@ -5,7 +5,7 @@ use ipc::handoff::MAX_MESSAGE;
 use service::config::{self, Channel, Config, Doorbells, Driver};
 use vireo_proto::handoff::{
     ApplyBdevs, ApplyTargets, Bdev, ChannelPreference, DoorbellMode, Endpoint, FileDriver,
-    MallocDriver, Namespace, NullDriver, Request, Subsystem, bdev, request,
+    MallocDriver, Namespace, NullDriver, NvmeDriver, Request, Subsystem, bdev, request,
 };
 
 /// Bytes of a request beside its body: id, sender, traceparent, tags and lengths.
@@ -100,6 +100,12 @@ fn bdev_message(bdev: &config::Bdev) -> Bdev {
             create: *create,
             direct: *direct,
             read_only: *read_only,
+        }),
+        Driver::Nvme { target, nsid, read_only, polled } => bdev::Driver::Nvme(NvmeDriver {
+            target: target.clone(),
+            nsid: *nsid,
+            read_only: *read_only,
+            polled: *polled,
         }),
     };
     let channel = match bdev.channel {

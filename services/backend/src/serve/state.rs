@@ -137,12 +137,16 @@ impl State {
     pub fn park(&mut self) -> bool {
         let mut rings = self.channels.iter_mut().flatten();
         rings.all(|served| served.closing.is_some() || served.server.park())
+            && self.devices.values_mut().all(|device| device.channel.park())
     }
 
     /// Takes every flag down.
     pub fn unpark(&mut self) {
         for served in self.channels.iter_mut().flatten() {
             served.server.unpark();
+        }
+        for device in self.devices.values_mut() {
+            device.channel.unpark();
         }
     }
 
@@ -184,7 +188,14 @@ impl State {
                 for served in all.filter(|served| served.owner.connection == connection) {
                     served.close(None);
                 }
-                self.memory.retain(|owner, _| owner.connection != connection);
+                let devices = &mut self.devices;
+                self.memory.retain(|owner, memory| {
+                    let stays = owner.connection != connection;
+                    if !stays {
+                        memory.iter().for_each(|(_, region)| forget(devices, region));
+                    }
+                    stays
+                });
             }
             Command::Ping { done } => drop(done.send(())),
             // The loop has ended before it comes here.
@@ -209,7 +220,13 @@ impl State {
                 return false;
             }
         }
-        self.memory.entry(owner).or_default().insert(id, region).is_ok()
+        match self.memory.entry(owner).or_default().insert(id, region) {
+            Ok(old) => {
+                old.iter().for_each(|old| forget(&mut self.devices, old));
+                true
+            }
+            Err(_) => false,
+        }
     }
 
     fn remove_region(
@@ -223,6 +240,7 @@ impl State {
             if self.memory.get(&owner).is_some_and(|memory| memory.iter().next().is_none()) {
                 self.memory.remove(&owner);
             }
+            forget(&mut self.devices, &region);
             self.leaving.push(Leaving { owner, id, region, waiting: vec![done] });
             return;
         }
@@ -254,8 +272,7 @@ impl State {
             .collect();
         for key in removed {
             if let Some(Device { channel, removed: Some(done), .. }) = self.devices.remove(&key) {
-                drop(channel);
-                done.send(()).ok();
+                close(channel, done);
                 work += 1;
             }
         }
@@ -317,6 +334,8 @@ impl State {
                 Ok(size)
             }
             (AnyChannel::File(file), Resize::Size(size)) => file.resize(size),
+            // It has the size that it has.
+            (AnyChannel::Nvme(drive), Resize::Size(_)) => Ok(drive.geometry().size),
             _ => Err(Error::new(ErrorKind::Unsupported, "device cannot be resized so")),
         }
     }
@@ -341,6 +360,23 @@ impl State {
             Submitted::Full => drop(done.send(Err(ErrorKind::Busy))),
         }
     }
+}
+
+/// Has every device let go of memory that is to be unmapped.
+fn forget(devices: &mut HashMap<DeviceKey, Device>, region: &Arc<Region>) {
+    for device in devices.values_mut() {
+        device.channel.forget(region);
+    }
+}
+
+/// Closes a device that nothing is under way of.
+fn close(channel: AnyChannel, done: oneshot::Sender<()>) {
+    let close = move || {
+        drop(channel);
+        done.send(()).ok();
+    };
+    // A drive is shut down first, which others do not wait for. Without a thread it is closed all the same.
+    std::thread::Builder::new().name("close".to_owned()).spawn(close).ok();
 }
 
 impl Device {

@@ -56,6 +56,12 @@ fn bdevs(config: &Config, notes: &Notes) {
         let backends = config.backends.iter().map(|backend| backend.name.as_str());
         reference(key("backend"), "backend", &bdev.backend, backends, notes);
         let block = u64::from(bdev.block_size);
+        if let Driver::Nvme { target, .. } = &bdev.driver
+            && let Some(first) = super::drive::owner(&config.bdevs[..index], target)
+        {
+            let wrong = format!("{target} belongs to bdev[{first}] already");
+            note(notes, key("target"), wrong, "give each its own drive");
+        }
         if let Some(size) = bdev.size.filter(|size| !size.is_multiple_of(block)) {
             let right = match size / block * block {
                 0 => format!("write \"{}\"", format_size(block)),

@@ -14,6 +14,7 @@ pub(super) fn check(config: &Config) -> Vec<Mistake> {
     cores(config, &mut mistakes);
     let mut seen: Vec<(PathBuf, usize, bool)> = Vec::new();
     for (index, bdev) in config.bdevs.iter().enumerate() {
+        mistakes.extend(super::drive::check_host(bdev, index));
         let Driver::File { path, read_only, .. } = &bdev.driver else { continue };
         if let Err((key, wrong, right)) = file(bdev) {
             mistakes.push(Mistake::new(format!("bdev[{index}].{key}"), wrong, right));

@@ -4,6 +4,7 @@
 //! cores. Both report every mistake at once.
 
 mod check;
+mod drive;
 mod environment;
 mod host;
 mod mistake;
@@ -84,9 +85,9 @@ pub struct Bdev {
     pub name: String,
     /// The backend that serves it.
     pub backend: String,
-    /// Bytes; absent only for a file that is there already and keeps its size.
+    /// Bytes; absent for a file that is there already and keeps its size, and for a drive, which has its own.
     pub size: Option<u64>,
-    /// Default block size in bytes: 512 or 4096.
+    /// Default block size in bytes: 512 or 4096; 0 for a drive's own.
     pub block_size: u32,
     /// What workers get of it.
     pub channel: Channel,
@@ -124,6 +125,17 @@ pub enum Driver {
         /// Writes are refused.
         read_only: bool,
     },
+    /// On an NVMe drive: a physical one under VFIO, or another vfio-user target's.
+    Nvme {
+        /// `vfio-user:/path` or `pcie:0000:01:00.0`.
+        target: String,
+        /// The drive's namespace.
+        nsid: u32,
+        /// Writes are refused.
+        read_only: bool,
+        /// Completions are polled while requests are outstanding; otherwise the drive interrupts.
+        polled: bool,
+    },
 }
 
 impl Driver {
@@ -133,12 +145,13 @@ impl Driver {
             Self::Null { .. } => "null",
             Self::Malloc => "malloc",
             Self::File { .. } => "file",
+            Self::Nvme { .. } => "nvme",
         }
     }
 
     /// True if writes are refused.
     pub fn is_read_only(&self) -> bool {
-        matches!(self, Self::File { read_only: true, .. })
+        matches!(self, Self::File { read_only: true, .. } | Self::Nvme { read_only: true, .. })
     }
 }
 

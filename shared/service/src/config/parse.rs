@@ -1,6 +1,7 @@
 //! From tables to types, with defaults. A value with a mistake is noted and replaced by its default, so that what
 //! depends on it is checked as well.
 
+use super::drive;
 use super::section::{Notes, Section};
 use super::{
     Backend, Bdev, Channel, Config, DEFAULT_TENANT, Doorbells, Driver, Endpoint, Frontend,
@@ -91,15 +92,23 @@ fn bdev(section: Section<'_>, first_backend: &str) -> Bdev {
         Null,
         Malloc,
         File,
+        Nvme,
     }
-    let words = [("null", Choice::Null), ("malloc", Choice::Malloc), ("file", Choice::File)];
+    let words = [
+        ("null", Choice::Null),
+        ("malloc", Choice::Malloc),
+        ("file", Choice::File),
+        ("nvme", Choice::Nvme),
+    ];
     let name = name(&section, "mem0");
     let known = section.choice("driver", &words);
     if !section.has("driver") {
-        section.wrong("driver", "is missing", "add driver = \"null\", \"malloc\" or \"file\"");
+        let right = "add driver = \"null\", \"malloc\", \"file\" or \"nvme\"";
+        section.wrong("driver", "is missing", right);
     }
     let size = section.size("size");
     let block_size = match section.size("block_size") {
+        None if known == Some(Choice::Nvme) => 0,
         None | Some(512) => 512,
         Some(4096) => 4096,
         Some(other) => {
@@ -118,26 +127,35 @@ fn bdev(section: Section<'_>, first_backend: &str) -> Bdev {
         },
         Choice::Malloc => Driver::Malloc,
         Choice::File => file(&section),
+        Choice::Nvme => drive::parse(&section),
     };
+    let is_drive = matches!(driver, Driver::Nvme { .. });
     let is_file = matches!(driver, Driver::File { .. });
-    if is_file && wanted == Some(Channel::Lease) {
-        section.wrong("channel", "a file has no lease", "write channel = \"ring\" or remove it");
+    if (is_file || is_drive) && wanted == Some(Channel::Lease) {
+        let wrong = if is_file { "a file has no lease" } else { "a drive has no lease yet" };
+        section.wrong("channel", wrong, "write channel = \"ring\" or remove it");
     }
-    if known.is_some() && !is_file && !section.has("size") {
+    if is_drive && section.has("size") {
+        section.wrong("size", "a drive has its own size", "remove it");
+    }
+    if known.is_some() && !is_file && !is_drive && !section.has("size") {
         section.wrong("size", "is missing", "add size = \"256MiB\"");
     }
-    let default = if is_file { Channel::Ring } else { Channel::Lease };
+    let default = if is_file || is_drive { Channel::Ring } else { Channel::Lease };
     let of_file = "driver = \"file\"";
     let elsewhere = [
         ("latency", "driver = \"null\""),
         ("path", of_file),
         ("create", of_file),
         ("direct", of_file),
-        ("read_only", of_file),
+        ("read_only", "driver = \"file\" or \"nvme\""),
+        ("target", drive::CASE),
+        ("nsid", drive::CASE),
+        ("polled", drive::CASE),
     ];
     // With an unknown driver, any driver's keys may be meant.
     if known.is_none() {
-        let _ = (file_keys(&section), section.text("latency"));
+        let _ = (file_keys(&section), section.text("latency"), drive::keys(&section));
     }
     section.finish(&elsewhere);
     Bdev { name, backend, size, block_size, channel: wanted.unwrap_or(default), driver }

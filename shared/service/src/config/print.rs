@@ -48,7 +48,9 @@ impl Config {
 fn bdev(bdev: &super::Bdev) -> Vec<(&'static str, Value)> {
     let mut fields = vec![("name", text(&bdev.name)), ("driver", text(bdev.driver.name()))];
     fields.extend(bdev.size.map(|size| ("size", text(&format_size(size)))));
-    fields.push(("block_size", Value::Integer(bdev.block_size.into())));
+    if bdev.block_size != 0 {
+        fields.push(("block_size", Value::Integer(bdev.block_size.into())));
+    }
     let channel = match bdev.channel {
         Channel::Lease => "lease",
         Channel::Ring => "ring",
@@ -63,6 +65,12 @@ fn bdev(bdev: &super::Bdev) -> Vec<(&'static str, Value)> {
             fields.push(("create", Value::Boolean(*create)));
             fields.push(("direct", Value::Boolean(*direct)));
             fields.push(("read_only", Value::Boolean(*read_only)));
+        }
+        Driver::Nvme { target, nsid, read_only, polled } => {
+            fields.push(("target", text(target)));
+            fields.push(("nsid", Value::Integer((*nsid).into())));
+            fields.push(("read_only", Value::Boolean(*read_only)));
+            fields.push(("polled", Value::Boolean(*polled)));
         }
     }
     fields
