@@ -45,6 +45,10 @@ check-docs: tools-build
 .PHONY: check-proto
 check-proto: tools-buf
 	buf lint proto
+	@release=$$(git describe --tags --abbrev=0 --match 'v[0-9]*' 2>/dev/null || true); \
+	if [ -n "$$release" ] && git cat-file -e "$$release:proto/buf.yaml" 2>/dev/null; then \
+		buf breaking proto --against ".git#tag=$$release,subdir=proto"; \
+	else echo "no release yet whose protocols could be broken"; fi
 
 .PHONY: check-scripts
 check-scripts: tools-shellcheck
@@ -70,6 +74,7 @@ deb: tools-build tools-package ## The Debian package, in target/debian
 
 .PHONY: bench
 bench: tools-build tools-valgrind ## Speed, as a table of ratios to the floor measured in the same run
+	cargo build $(LOCKED) --release --workspace --bins
 	cargo bench $(LOCKED) -p vireo-tests
 	cargo bench $(LOCKED) -p nvme-driver --bench cost
 	bash shared/nvme-driver/benches/instructions.sh

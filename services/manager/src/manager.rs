@@ -1,25 +1,32 @@
 //! The manager: what it starts with, and what it answers.
 
+mod begin;
+mod clients;
+pub mod edit;
+
 use crate::change::{Sizes, compare, sized_anew};
 use crate::desired::Desired;
+use crate::event::{self, Event, Events};
+use crate::made::Made;
 use crate::peer::Peer;
 use crate::reconcile::{Goal, Progress, Reconciler};
 use crate::status;
+use crate::store::file_system::{Disk, FileSystem};
 use crate::store::{State, Store, StoreError};
 use service::config::{Config, Kind};
-use service::control::{Answer, Handler, Incoming, Session};
+use service::control::{Answer, Handler, Incoming};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use vireo_proto::Failure;
-use vireo_proto::handoff::{DescribeBdev, GetStatus, ProcessStatus, ReloadResult, reply, request};
+use vireo_proto::handoff::{
+    DescribeBdev, HostStatus, ProcessStatus, ReloadResult, reply, request,
+};
 
 /// How long a reload waits for the processes before it answers with what is still open: below the usual bound of a
 /// call.
 const RELOAD_WAIT: Duration = Duration::from_secs(8);
-/// How long a process may take at the manager's start to tell whether it serves something.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Most configurations whose bdevs may be leaving at a time: each has waited for a frontend that does not answer.
 const MAX_LEAVING: usize = 16;
 
@@ -56,13 +63,32 @@ impl StartError {
 pub struct Manager {
     name: String,
     file: PathBuf,
-    /// One reload at a time.
+    /// One change at a time.
     reload: tokio::sync::Mutex<()>,
     store: Mutex<Store>,
     goals: watch::Sender<Arc<Goal>>,
     reconciler: Reconciler,
     /// Why the configuration file is not what is served; empty if it is.
     refused: Mutex<String>,
+    events: Events,
+}
+
+/// Why something else is not wanted from now on.
+#[derive(Debug)]
+enum Refused {
+    /// The state could not be written.
+    Store(StoreError),
+    /// Anything else.
+    Failure(Failure),
+}
+
+impl From<Refused> for Failure {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Store(error) => Self::internal(&error),
+            Refused::Failure(failure) => failure,
+        }
+    }
 }
 
 impl Manager {
@@ -75,8 +101,21 @@ impl Manager {
     /// # Errors
     /// [`StartError`]; nothing was told to any process.
     pub async fn start(name: &str, file: PathBuf, config: Config) -> Result<Self, StartError> {
-        let mut store = Store::open(&config.state_dir)?;
-        let (mut state, refused) = decide(store.state().clone(), config.clone()).await;
+        Self::start_with(name, file, config, Box::new(Disk)).await
+    }
+
+    /// [`Manager::start`] that writes its state by way of `files`.
+    ///
+    /// # Errors
+    /// As [`Manager::start`].
+    pub async fn start_with(
+        name: &str,
+        file: PathBuf,
+        config: Config,
+        files: Box<dyn FileSystem>,
+    ) -> Result<Self, StartError> {
+        let mut store = Store::open_with(&config.state_dir, files)?;
+        let (mut state, refused) = begin::decide(store.state().clone(), config.clone()).await;
         let config = state.config.clone().unwrap_or(config);
         state.identities.complete(&config).map_err(StartError::Random)?;
         let desired = Desired { config, identities: state.identities.clone() };
@@ -97,6 +136,7 @@ impl Manager {
             goals,
             reconciler,
             refused: Mutex::new(refused),
+            events: Events::default(),
         })
     }
 
@@ -123,11 +163,36 @@ impl Manager {
         }
     }
 
-    /// Forgets earlier configurations whose bdevs are gone. Never ends; to be run beside the server.
+    /// What happens.
+    pub fn events(&self) -> &Events {
+        &self.events
+    }
+
+    /// The processes.
+    pub(crate) fn peers(&self) -> &[Peer] {
+        self.reconciler.peers()
+    }
+
+    /// How all processes are.
+    pub async fn host_status(&self) -> HostStatus {
+        let mut status = status::collect(&self.reconciler, self.own_status()).await;
+        status.failures.extend(self.refused());
+        status
+    }
+
+    /// Forgets earlier configurations whose bdevs are gone, and tells those who watch what happens. Never ends; to be run
+    /// beside the server.
     pub async fn run(&self) {
+        tokio::join!(self.follow_progress(), self.follow_clients());
+    }
+
+    async fn follow_progress(&self) {
         let mut progress = self.reconciler.progress();
+        let mut before = Progress::default();
         loop {
             let seen = progress.borrow_and_update().clone();
+            self.tell_progress(&before, &seen);
+            before = seen.clone();
             if seen.left && seen.settled {
                 self.forget(seen.generation);
             }
@@ -154,20 +219,55 @@ impl Manager {
         }
     }
 
-    async fn reload(&self) -> Result<ReloadResult, Failure> {
+    fn tell_progress(&self, before: &Progress, now: &Progress) {
+        let tell = |kind, message: &str| {
+            let (name, message) = ("target".to_owned(), message.to_owned());
+            self.events.tell(Event { kind, name, message });
+        };
+        // What waits for an answer has not failed yet.
+        let new = now.failures.iter().filter(|line| !before.failures.contains(line));
+        for line in new.filter(|line| !line.ends_with("has not answered yet")) {
+            tell(event::Kind::Failed, line);
+        }
+        if now.reached() && !before.reached() {
+            tell(event::Kind::Ready, "all is served as configured");
+        }
+    }
+
+    /// Reads the configuration file anew and makes it, with what was made through the API, what is served; or only says
+    /// what that would change.
+    ///
+    /// # Errors
+    /// What is wrong with the file, or cannot change while Vireo runs; nothing has changed then.
+    pub async fn reload(&self, validate_only: bool) -> Result<ReloadResult, Failure> {
         let _serial = self.reload.lock().await;
         let file = self.file.clone();
         let loaded = tokio::task::spawn_blocking(move || Config::load(&file)).await;
-        let new = loaded
+        let file = loaded
             .map_err(|error| Failure::internal(&error))?
             .map_err(|mistakes| Failure::invalid(mistakes.to_string()))?;
+        let before = self.view();
+        let old = &before.desired.config;
+        if file.api != old.api {
+            let line = "[api] cannot change while running: restart the manager";
+            return Err(Failure::precondition(line));
+        }
+        let refused = |lines: Vec<String>| Failure::precondition(lines.join("\n"));
+        let new = before.made.layer(&file, old).map_err(refused)?;
         let sizes = self.sizes(&new).await?;
-        let accepted = self.accept(new, &sizes)?;
+        let changes = compare(&before.desired, &new, &sizes).map_err(refused)?;
+        if validate_only {
+            return Ok(ReloadResult { changes, failures: Vec::new() });
+        }
+        let generation = match changes.is_empty() {
+            true => None,
+            false => Some(self.pursue(new.clone(), before.made)?),
+        };
         // The file is what is served, from now on or still.
         self.refused.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        let Some((generation, changes)) = accepted else {
+        let Some(generation) = generation else {
             let failures = self.reconciler.progress().borrow().failures.clone();
-            return Ok(ReloadResult { changes: Vec::new(), failures });
+            return Ok(ReloadResult { changes, failures });
         };
         for change in &changes {
             tracing::info!(change, "configuration changed");
@@ -177,6 +277,7 @@ impl Manager {
         // Whatever is still open then is among the failures.
         tokio::time::timeout(RELOAD_WAIT, done).await.ok();
         let failures = progress.borrow().failures.clone();
+        self.tell_differences(old, &new, "by the configuration file");
         Ok(ReloadResult { changes, failures })
     }
 
@@ -207,37 +308,33 @@ impl Manager {
         Ok(sizes)
     }
 
-    /// Makes `new` what is to be served, durably; `None` if it is already.
-    fn accept(&self, new: Config, sizes: &Sizes) -> Result<Option<(u64, Vec<String>)>, Failure> {
+    /// Makes `new` what is to be served, durably; what cannot change was looked at before. Gives the goal's generation.
+    fn pursue(&self, new: Config, made: Made) -> Result<u64, Refused> {
         let mut store = self.store();
         let goal = Arc::clone(&self.goals.borrow());
-        let changes = compare(&goal.desired, &new, sizes)
-            .map_err(|refused| Failure::precondition(refused.join("\n")))?;
-        if changes.is_empty() {
-            return Ok(None);
-        }
         if let Some(line) = still_leaving(&goal, &new) {
-            return Err(Failure::precondition(line));
+            return Err(Refused::Failure(Failure::precondition(line)));
         }
         let mut identities = goal.desired.identities.clone();
-        identities.complete(&new).map_err(|error| Failure::internal(&error))?;
+        let random = |error| Refused::Failure(Failure::internal(&error));
+        identities.complete(&new).map_err(random)?;
         let mut leaving = goal.leaving.clone();
         leaving.extend(leaves(&goal.desired.config, &new).then(|| goal.desired.config.clone()));
         if leaving.len() > MAX_LEAVING {
-            return Err(Failure::precondition(
+            return Err(Refused::Failure(Failure::precondition(
                 "too many removals are not done yet: see the status for the frontend that holds \
                  them up, and restart it",
-            ));
+            )));
         }
         let desired = Desired { config: new.clone(), identities: identities.clone() };
         if let Some(line) = desired.too_long() {
-            return Err(Failure::exhausted(line));
+            return Err(Refused::Failure(Failure::exhausted(line)));
         }
-        let state = State { config: Some(new), leaving: leaving.clone(), identities };
-        store.replace(state).map_err(|error| Failure::internal(&error))?;
+        let state = State { config: Some(new), leaving: leaving.clone(), identities, made };
+        store.replace(state).map_err(Refused::Store)?;
         let generation = goal.generation + 1;
         self.goals.send_replace(Arc::new(Goal { generation, desired, leaving }));
-        Ok(Some((generation, changes)))
+        Ok(generation)
     }
 
     fn own_status(&self) -> ProcessStatus {
@@ -266,78 +363,14 @@ impl Handler for Manager {
     async fn handle(&self, request: Incoming) -> Result<Answer, Failure> {
         match request.body {
             request::Body::Reload(_) => {
-                Ok(Answer::new(reply::Body::ReloadResult(self.reload().await?)))
+                Ok(Answer::new(reply::Body::ReloadResult(self.reload(false).await?)))
             }
             request::Body::GetStatus(_) => {
-                let mut status = status::collect(&self.reconciler, self.own_status()).await;
-                status.failures.extend(self.refused());
-                Ok(Answer::new(reply::Body::HostStatus(status)))
+                Ok(Answer::new(reply::Body::HostStatus(self.host_status().await)))
             }
             _ => Err(Failure::unsupported()),
         }
     }
-}
-
-/// What to begin with: the state to store, and why it is not the file's configuration if it is not.
-async fn decide(stored: State, new: Config) -> (State, String) {
-    let accepted = |leaving| State {
-        config: Some(new.clone()),
-        leaving,
-        identities: stored.identities.clone(),
-    };
-    let Some(old) = &stored.config else { return (accepted(Vec::new()), String::new()) };
-    if *old == new && stored.leaving.is_empty() {
-        return (accepted(Vec::new()), String::new());
-    }
-    if !is_served(old).await {
-        return (accepted(Vec::new()), String::new());
-    }
-    let before = Desired { config: old.clone(), identities: stored.identities.clone() };
-    match compare(&before, &new, &Sizes::new()) {
-        Ok(_) => {
-            let mut leaving = stored.leaving.clone();
-            leaving.extend(leaves(old, &new).then(|| old.clone()));
-            (accepted(leaving), String::new())
-        }
-        Err(refused) => {
-            for reason in &refused {
-                tracing::error!(reason, "the configuration file is not what is served");
-            }
-            (
-                stored.clone(),
-                format!("the configuration file is not served: {}", refused.join("; ")),
-            )
-        }
-    }
-}
-
-/// True if a process tells of anything that it serves.
-async fn is_served(config: &Config) -> bool {
-    let mut asked = tokio::task::JoinSet::new();
-    for (kind, name) in config.services() {
-        if !matches!(kind, Kind::Backend | Kind::Frontend) {
-            continue;
-        }
-        let socket = config.socket(kind, name);
-        asked.spawn(async move {
-            let session = Session::connect(&socket, "manager").ok()?;
-            let body = request::Body::GetStatus(GetStatus {});
-            match session.call_within(PROBE_TIMEOUT, body, &[]).await {
-                Ok(answer) => match answer.body {
-                    reply::Body::ProcessStatus(status) => Some(!status.items.is_empty()),
-                    _ => None,
-                },
-                // One that is there and silent may serve guests.
-                Err(service::control::ControlError::TimedOut { .. }) => Some(true),
-                Err(_) => None,
-            }
-        });
-    }
-    let mut served = false;
-    while let Some(answer) = asked.join_next().await {
-        served |= matches!(answer, Ok(Some(true)));
-    }
-    served
 }
 
 /// True if `new` lacks a bdev of `old`.

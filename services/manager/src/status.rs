@@ -1,5 +1,6 @@
 //! How all processes are, in one answer.
 
+use crate::peer::Peer;
 use crate::reconcile::{Progress, Reconciler};
 use ipc::handoff::MAX_MESSAGE;
 use service::config::Kind;
@@ -15,20 +16,29 @@ const ENVELOPE: usize = 1024;
 
 /// Asks every process at the same time; one that is away or silent is shown as such.
 pub(crate) async fn collect(reconciler: &Reconciler, own: ProcessStatus) -> HostStatus {
+    let processes = ask_all(reconciler.peers().iter()).await;
+    let progress = reconciler.progress().borrow().clone();
+    host(progress, processes.into_iter().chain([own]).collect())
+}
+
+/// The same of the processes of one kind.
+pub(crate) async fn of_kind(peers: &[Peer], kind: Kind) -> Vec<ProcessStatus> {
+    ask_all(peers.iter().filter(|peer| peer.kind == kind)).await
+}
+
+async fn ask_all(peers: impl Iterator<Item = &Peer>) -> Vec<ProcessStatus> {
     let mut asked = JoinSet::new();
-    let peers = reconciler.peers();
-    for (index, peer) in peers.iter().enumerate() {
+    for (index, peer) in peers.enumerate() {
         let (kind, name, session) = (peer.kind, peer.name.clone(), peer.session());
         asked.spawn(async move { (index, ask(kind, name, session).await) });
     }
-    let mut processes: Vec<(usize, ProcessStatus)> = Vec::with_capacity(peers.len() + 1);
+    let mut processes: Vec<(usize, ProcessStatus)> = Vec::with_capacity(asked.len());
     while let Some(answer) = asked.join_next().await {
         // A task that panicked leaves its process out; there is none.
         processes.extend(answer.ok());
     }
     processes.sort_by_key(|(index, _)| *index);
-    let progress = reconciler.progress().borrow().clone();
-    host(progress, processes.into_iter().map(|(_, status)| status).chain([own]).collect())
+    processes.into_iter().map(|(_, status)| status).collect()
 }
 
 async fn ask(kind: Kind, name: String, session: Option<Session>) -> ProcessStatus {

@@ -1,11 +1,16 @@
 use super::*;
+use crate::made::Request;
+use crate::object::Object;
 use crate::sample;
 use std::fs;
 
 fn state() -> State {
     let desired = sample::desired(sample::config(&[]));
     let leaving = vec![sample::config(&[("\"64MiB\"", "\"32MiB\"")])];
-    State { config: Some(desired.config), leaving, identities: desired.identities }
+    let mut made = Made::default();
+    made.objects.insert(Object::Volume("null0".into()), 1_700_000_000_000);
+    made.remember(Request { id: "r1".into(), digest: u64::MAX, object: Object::Volume("null0".into()) });
+    State { config: Some(desired.config), leaving, identities: desired.identities, made }
 }
 
 #[test]
@@ -38,7 +43,7 @@ fn a_death_between_write_and_rename_leaves_the_old_state() {
     store.replace(state.clone()).unwrap();
     drop(store);
     // All that a process which dies there leaves behind: a new file beside the old one, whole or in part.
-    let next = encode(&State::default());
+    let next = encoding::encode(&State::default());
     for length in [0, next.len() / 2, next.len()] {
         fs::write(directory.path().join("manager.json.new"), &next[..length]).unwrap();
         let mut store = Store::open(directory.path()).unwrap();
@@ -68,7 +73,7 @@ fn a_write_that_fails_changes_nothing() {
 fn what_is_not_ours_is_refused_and_left_alone() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join(FILE);
-    let good = String::from_utf8(encode(&state())).unwrap();
+    let good = String::from_utf8(encoding::encode(&state())).unwrap();
     let twice = r#"{"version":1,"subsystems":[{"name":"s","nqn":"a"},{"name":"s","nqn":"b"}],"namespaces":[]}"#;
     let uuid = good.find("\"uuid\": \"").unwrap() + 9;
     let mut bad_uuid = good.clone();
@@ -95,7 +100,7 @@ fn what_is_not_ours_is_refused_and_left_alone() {
     }
     // The same file without the damage.
     fs::write(&path, &good).unwrap();
-    let state = decode(&path, good.as_bytes()).unwrap();
+    let state = encoding::decode(&path, good.as_bytes()).unwrap();
     assert_eq!(*Store::open(directory.path()).unwrap().state(), state);
     assert_eq!(state.config, Some(sample::config(&[])));
 }
@@ -104,10 +109,10 @@ fn what_is_not_ours_is_refused_and_left_alone() {
 fn a_newer_version_is_refused_whatever_else_it_says() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join(FILE);
-    let text = r#"{"version":2,"all":"different"}"#;
+    let text = r#"{"version":3,"all":"different"}"#;
     fs::write(&path, text).unwrap();
     let error = Store::open(directory.path()).unwrap_err();
-    assert!(matches!(error, StoreError::Newer { found: 2, .. }), "{error}");
+    assert!(matches!(error, StoreError::Newer { found: 3, .. }), "{error}");
     assert!(error.to_string().contains("start the version that wrote it"), "{error}");
     assert_eq!(fs::read_to_string(&path).unwrap(), text);
 }

@@ -16,6 +16,7 @@ pub(super) fn references(config: &Config, notes: &Notes) {
     bdevs(config, notes);
     subsystems(config, notes);
     endpoints(config, notes);
+    socket_path("api.socket", &config.api.socket, "shorten it", notes);
     for (kind, name) in config.services() {
         let socket = config.socket(kind, name);
         let key = match kind {

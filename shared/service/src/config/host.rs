@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 pub(super) fn check(config: &Config) -> Vec<Mistake> {
     let mut mistakes = Vec::new();
     cores(config, &mut mistakes);
+    mistakes.extend(super::api::check_host(&config.api));
     let mut seen: Vec<(PathBuf, usize, bool)> = Vec::new();
     for (index, bdev) in config.bdevs.iter().enumerate() {
         mistakes.extend(super::drive::check_host(bdev, index));

@@ -3,6 +3,7 @@
 //! [`Config::parse`] reads and checks what can be said of the text alone; [`Config::load`] also asks the machine: files,
 //! cores. Both report every mistake at once.
 
+mod api;
 mod check;
 mod drive;
 mod environment;
@@ -11,6 +12,7 @@ mod mistake;
 mod parse;
 mod print;
 mod section;
+mod telemetry;
 #[cfg(test)]
 mod tests;
 mod units;
@@ -20,11 +22,21 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use api::{Api, Tls};
 pub use mistake::{Mistake, Mistakes};
+pub use telemetry::Telemetry;
 pub use units::{format_duration, format_size};
 
 /// The tenant of workers and endpoints that name none.
 pub const DEFAULT_TENANT: &str = "default";
+/// Serial number of subsystems that name none.
+pub const DEFAULT_SERIAL: &str = "VIREO0001";
+/// Model number of subsystems that name none.
+pub const DEFAULT_MODEL: &str = "Vireo NVMe Controller";
+/// I/O queue pairs of endpoints that say nothing.
+pub const DEFAULT_QUEUES: u32 = 64;
+/// MDTS in bytes of endpoints that say nothing.
+pub const DEFAULT_MAX_TRANSFER: u32 = 1 << 20;
 /// The manager's name: there is one on a host.
 pub const MANAGER: &str = "m0";
 /// Most bytes of the file: far above what the limits on its parts allow.
@@ -37,6 +49,10 @@ pub struct Config {
     pub runtime_dir: PathBuf,
     /// What must survive a restart.
     pub state_dir: PathBuf,
+    /// Where the manager serves its gRPC API, and to whom.
+    pub api: Api,
+    /// Where metrics and traces go, and which commands are traced.
+    pub telemetry: Telemetry,
     /// At least one.
     pub workers: Vec<Worker>,
     /// At least one.
@@ -262,6 +278,11 @@ impl Config {
         } else {
             Err(Mistakes { source: path.display().to_string(), mistakes })
         }
+    }
+
+    /// What of the configuration this machine lacks: files, cores, users.
+    pub fn check_machine(&self) -> Vec<Mistake> {
+        host::check(self)
     }
 
     /// [`Config::load`] without a look at the machine: for a service that starts again while a file or a core that does

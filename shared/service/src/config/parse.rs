@@ -1,11 +1,14 @@
 //! From tables to types, with defaults. A value with a mistake is noted and replaced by its default, so that what
 //! depends on it is checked as well.
 
+use super::api;
 use super::drive;
 use super::section::{Notes, Section};
+use super::telemetry;
 use super::{
-    Backend, Bdev, Channel, Config, DEFAULT_TENANT, Doorbells, Driver, Endpoint, Frontend,
-    Namespace, Subsystem, Worker,
+    Backend, Bdev, Channel, Config, DEFAULT_MAX_TRANSFER, DEFAULT_MODEL, DEFAULT_QUEUES,
+    DEFAULT_SERIAL, DEFAULT_TENANT, Doorbells, Driver, Endpoint, Frontend, Namespace, Subsystem,
+    Worker,
 };
 use std::path::PathBuf;
 use std::time::Duration;
@@ -35,6 +38,8 @@ pub(super) fn config(table: &toml::Table, notes: &Notes) -> Config {
     let root = Section::root(table, notes);
     let runtime_dir = root.path("runtime_dir").unwrap_or_else(|| PathBuf::from("/run/vireo"));
     let state_dir = root.path("state_dir").unwrap_or_else(|| PathBuf::from("/var/lib/vireo"));
+    let api = api::parse(root.section("api"), &runtime_dir);
+    let telemetry = telemetry::parse(root.section("telemetry"), &runtime_dir);
     let workers: Vec<Worker> = root.sections("worker").into_iter().map(worker).collect();
     let backends: Vec<Backend> = root
         .sections("backend")
@@ -70,7 +75,18 @@ pub(super) fn config(table: &toml::Table, notes: &Notes) -> Config {
         .map(|section| endpoint(section, &runtime_dir, &workers))
         .collect();
     root.finish(&[]);
-    Config { runtime_dir, state_dir, workers, backends, frontends, bdevs, subsystems, endpoints }
+    Config {
+        runtime_dir,
+        state_dir,
+        api,
+        telemetry,
+        workers,
+        backends,
+        frontends,
+        bdevs,
+        subsystems,
+        endpoints,
+    }
 }
 
 fn worker(section: Section<'_>) -> Worker {
@@ -185,9 +201,8 @@ fn file_keys(section: &Section<'_>) -> impl Sized {
 
 fn subsystem(section: Section<'_>, first_frontend: &str) -> Subsystem {
     let name = name(&section, "s0");
-    let serial = ascii(&section, "serial", SERIAL).unwrap_or_else(|| "VIREO0001".to_owned());
-    let model =
-        ascii(&section, "model", MODEL).unwrap_or_else(|| "Vireo NVMe Controller".to_owned());
+    let serial = ascii(&section, "serial", SERIAL).unwrap_or_else(|| DEFAULT_SERIAL.to_owned());
+    let model = ascii(&section, "model", MODEL).unwrap_or_else(|| DEFAULT_MODEL.to_owned());
     let nqn = section.text("nqn");
     if let Some(nqn) = &nqn
         && (!nqn.starts_with("nqn.") || nqn.len() > NQN)
@@ -237,9 +252,9 @@ fn endpoint(section: Section<'_>, runtime_dir: &std::path::Path, workers: &[Work
             ),
         }
     }
-    let queues = section.integer("queues", 1..=MAX_QUEUES).unwrap_or(64);
+    let queues = section.integer("queues", 1..=MAX_QUEUES).unwrap_or(DEFAULT_QUEUES.into());
     let max_transfer =
-        section.power_of_two("max_transfer", TRANSFER.0..=TRANSFER.1).unwrap_or(1 << 20);
+        section.power_of_two("max_transfer", TRANSFER.0..=TRANSFER.1).unwrap_or(DEFAULT_MAX_TRANSFER.into());
     let vectors = section.integer("vectors", 1..=MAX_VECTORS).unwrap_or(queues + 1);
     section.finish(&[]);
     Endpoint {

@@ -11,6 +11,8 @@ impl Config {
         let mut root = Table::new();
         root.insert("runtime_dir".into(), path(&self.runtime_dir));
         root.insert("state_dir".into(), path(&self.state_dir));
+        root.insert("api".into(), super::api::print(&self.api));
+        root.insert("telemetry".into(), super::telemetry::print(&self.telemetry));
         root.insert(
             "worker".into(),
             list(&self.workers, |worker| {
@@ -103,10 +105,10 @@ fn list<T>(items: &[T], fields: impl Fn(&T) -> Vec<(&'static str, Value)>) -> Va
     Value::Array(items.iter().map(table).collect())
 }
 
-fn text(text: &str) -> Value {
+pub(super) fn text(text: &str) -> Value {
     Value::String(text.to_owned())
 }
 
-fn path(path: &Path) -> Value {
+pub(super) fn path(path: &Path) -> Value {
     text(&path.to_string_lossy())
 }

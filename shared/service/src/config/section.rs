@@ -70,6 +70,23 @@ impl<'a> Section<'a> {
         sections
     }
 
+    /// The table `[key]`.
+    pub(super) fn section(&self, key: &'static str) -> Option<Section<'a>> {
+        match self.get(key)? {
+            Value::Table(table) => Some(Section {
+                table,
+                path: self.key(key),
+                known: RefCell::default(),
+                notes: self.notes,
+            }),
+            other => {
+                let wrong = format!("is {}, not a table", kind(other));
+                self.wrong(key, wrong, format!("write [{key}] before its keys"));
+                None
+            }
+        }
+    }
+
     pub(super) fn text(&self, key: &'static str) -> Option<String> {
         match self.get(key)? {
             Value::String(text) if !text.contains('\0') => Some(text.clone()),

@@ -1,0 +1,326 @@
+//! What workers count, as frontends read it out of the shared segments: collected when somebody asks, never on a timer of
+//! its own. A reset is a base that is subtracted: what hosts read of a controller goes on.
+
+use crate::object::Object;
+use crate::peer::Peer;
+use service::config::{Config, Kind};
+use service::control::Session;
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+use tokio::task::JoinSet;
+use vireo_proto::handoff::{EndpointReport, NamespaceCounters, ReadEndpoint, reply, request};
+
+/// How long a frontend may take to answer.
+const TIMEOUT: Duration = Duration::from_secs(2);
+/// Most answers that make up one endpoint's counters: above what the limits on workers and namespaces can come to.
+const MAX_ANSWERS: usize = 64;
+
+/// Completed commands and their data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Read, Compare and Verify commands.
+    pub reads: u64,
+    /// Write commands.
+    pub writes: u64,
+    /// All other I/O commands.
+    pub others: u64,
+    /// Bytes that hosts read.
+    pub read_bytes: u64,
+    /// Bytes that hosts wrote.
+    pub written_bytes: u64,
+    /// Commands that ended in an error.
+    pub errors: u64,
+    /// Of these, media and data integrity errors.
+    pub media_errors: u64,
+}
+
+impl Counters {
+    /// Both by `with`, field by field.
+    fn combine(self, other: Self, with: fn(u64, u64) -> u64) -> Self {
+        Self {
+            reads: with(self.reads, other.reads),
+            writes: with(self.writes, other.writes),
+            others: with(self.others, other.others),
+            read_bytes: with(self.read_bytes, other.read_bytes),
+            written_bytes: with(self.written_bytes, other.written_bytes),
+            errors: with(self.errors, other.errors),
+            media_errors: with(self.media_errors, other.media_errors),
+        }
+    }
+
+    /// The sum.
+    pub fn plus(self, other: Self) -> Self {
+        self.combine(other, u64::wrapping_add)
+    }
+}
+
+/// What one worker counted for one namespace through one controller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Which.
+    pub key: PartKey,
+    /// The controller's subsystem.
+    pub subsystem: String,
+    /// Since when.
+    pub since: SystemTime,
+    /// How much.
+    pub counters: Counters,
+}
+
+/// Names a part.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PartKey {
+    /// The endpoint's name.
+    pub controller: String,
+    /// Namespace identifier.
+    pub nsid: u32,
+    /// The worker's name.
+    pub worker: String,
+}
+
+/// What counters are asked of.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Scope {
+    /// A volume, subsystem, namespace or controller.
+    Object(Object),
+    /// A worker.
+    Worker(String),
+}
+
+impl Scope {
+    /// From a resource name.
+    pub fn parse(name: &str) -> Option<Self> {
+        match name.strip_prefix("workers/") {
+            Some(worker) if !worker.is_empty() && !worker.contains('/') => {
+                Some(Self::Worker(worker.to_owned()))
+            }
+            Some(_) => None,
+            None => name.parse().ok().map(Self::Object),
+        }
+    }
+
+    /// True if `config` has it.
+    pub fn is_in(&self, config: &Config) -> bool {
+        match self {
+            Self::Object(object) => object.is_in(config),
+            Self::Worker(name) => config.worker(name).is_some(),
+        }
+    }
+
+    fn has(&self, part: &Part, config: &Config) -> bool {
+        match self {
+            Self::Worker(name) => part.key.worker == *name,
+            Self::Object(Object::Controller(name)) => part.key.controller == *name,
+            Self::Object(Object::Subsystem(name)) => part.subsystem == *name,
+            Self::Object(Object::Namespace { subsystem, nsid }) => {
+                part.subsystem == *subsystem && part.key.nsid == *nsid
+            }
+            Self::Object(Object::Volume(name)) => {
+                let subsystem = config.subsystem(&part.subsystem);
+                let namespaces = subsystem.map(|s| s.namespaces.as_slice()).unwrap_or_default();
+                namespaces.iter().any(|n| n.nsid == part.key.nsid && n.bdev == *name)
+            }
+        }
+    }
+}
+
+/// All counters at one time.
+#[derive(Clone, Debug)]
+pub struct Reading {
+    /// When they were read.
+    pub time: SystemTime,
+    /// Where anything was counted.
+    pub parts: Vec<Part>,
+    /// When the controllers that answered were made.
+    pub born: BTreeMap<String, SystemTime>,
+    /// What could not be read, one line each.
+    pub failures: Vec<String>,
+}
+
+impl Reading {
+    /// The parts of `scope`.
+    pub fn of<'a>(&'a self, scope: &'a Scope, config: &'a Config) -> impl Iterator<Item = &'a Part> {
+        self.parts.iter().filter(|part| scope.has(part, config))
+    }
+}
+
+/// Who is connected to a controller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Client {
+    /// Process identifier; 0 if it is of another PID namespace.
+    pub pid: i32,
+    /// User identifier.
+    pub uid: u32,
+}
+
+/// Where resets are kept.
+#[derive(Debug, Default)]
+pub struct Bases {
+    bases: Mutex<BTreeMap<PartKey, Base>>,
+}
+
+#[derive(Debug)]
+struct Base {
+    /// Of which instance of the endpoint.
+    instance: Vec<u8>,
+    since: SystemTime,
+    counters: Counters,
+}
+
+impl Bases {
+    /// The counters of every controller that `config` has, less what was reset.
+    pub(crate) async fn read(&self, config: &Config, peers: &[Peer]) -> Reading {
+        let (reports, failures) = collect(config, peers).await;
+        self.subtract(config, &reports, failures)
+    }
+
+    fn subtract(
+        &self,
+        config: &Config,
+        reports: &[(String, EndpointReport)],
+        failures: Vec<String>,
+    ) -> Reading {
+        let time = SystemTime::now();
+        let mut reading = Reading { time, parts: Vec::new(), born: BTreeMap::new(), failures };
+        let mut bases = self.lock();
+        let known = |key: &PartKey| reports.iter().any(|(name, _)| *name == key.controller);
+        // Nothing is kept of controllers that are gone for good.
+        bases.retain(|key, _| known(key) || config.endpoints.iter().any(|e| e.name == key.controller));
+        for (name, report) in reports {
+            let born = time.checked_sub(Duration::from_nanos(report.age_ns)).unwrap_or(time);
+            reading.born.insert(name.clone(), born);
+            let Some(endpoint) = config.endpoints.iter().find(|e| e.name == *name) else { continue };
+            for worker in &report.workers {
+                for row in &worker.namespaces {
+                    let (controller, worker) = (name.clone(), worker.worker.clone());
+                    let key = PartKey { controller, nsid: row.nsid, worker };
+                    let mut part = Part {
+                        subsystem: endpoint.subsystem.clone(),
+                        since: born,
+                        counters: from_row(row),
+                        key,
+                    };
+                    if let Some(base) = bases.get(&part.key)
+                        && base.instance == report.instance
+                    {
+                        part.since = base.since;
+                        part.counters = part.counters.combine(base.counters, u64::saturating_sub);
+                    }
+                    reading.parts.push(part);
+                }
+            }
+        }
+        reading
+    }
+
+    /// Counts the parts of `scopes` from zero again, as frontends have them now. Gives the counters before.
+    pub(crate) async fn reset(&self, config: &Config, peers: &[Peer], scopes: &[Scope]) -> Reading {
+        let (reports, failures) = collect(config, peers).await;
+        let before = self.subtract(config, &reports, failures);
+        let mut bases = self.lock();
+        for part in before.parts.iter().filter(|p| scopes.iter().any(|s| s.has(p, config))) {
+            let Some((_, report)) = reports.iter().find(|(name, _)| *name == part.key.controller)
+            else {
+                continue;
+            };
+            let mut rows = report
+                .workers
+                .iter()
+                .filter(|worker| worker.worker == part.key.worker)
+                .flat_map(|worker| &worker.namespaces);
+            let Some(row) = rows.find(|row| row.nsid == part.key.nsid) else { continue };
+            let (instance, counters) = (report.instance.clone(), from_row(row));
+            bases.insert(part.key.clone(), Base { instance, since: before.time, counters });
+        }
+        before
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<PartKey, Base>> {
+        self.bases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The client of one controller; `None` if there is none, or its frontend does not answer.
+pub(crate) async fn client(config: &Config, peers: &[Peer], controller: &str) -> Option<Client> {
+    let session = session(config, peers, controller).ok()?;
+    let report = read_piece(&session, controller, u32::MAX).await.ok()?;
+    report.connected.then_some(Client { pid: report.client_pid, uid: report.client_uid })
+}
+
+/// Asks every frontend for its endpoints, all of them at the same time.
+async fn collect(config: &Config, peers: &[Peer]) -> (Vec<(String, EndpointReport)>, Vec<String>) {
+    let mut asked = JoinSet::new();
+    let mut failures = Vec::new();
+    for endpoint in &config.endpoints {
+        let name = endpoint.name.clone();
+        match session(config, peers, &name) {
+            Ok(session) => {
+                asked.spawn(async move {
+                    let report = read_whole(&session, &name).await;
+                    (name, report)
+                });
+            }
+            Err(line) => failures.push(format!("controllers/{name}: {line}")),
+        }
+    }
+    let mut reports = Vec::new();
+    while let Some(answer) = asked.join_next().await {
+        match answer {
+            Ok((name, Ok(report))) => reports.push((name, report)),
+            Ok((name, Err(line))) => failures.push(format!("controllers/{name}: {line}")),
+            // A task that panicked; there is none.
+            Err(error) => failures.push(error.to_string()),
+        }
+    }
+    reports.sort_by(|a, b| a.0.cmp(&b.0));
+    failures.sort();
+    (reports, failures)
+}
+
+fn session(config: &Config, peers: &[Peer], controller: &str) -> Result<Session, String> {
+    let endpoint = config.endpoints.iter().find(|endpoint| endpoint.name == controller);
+    let subsystem = endpoint.and_then(|endpoint| config.subsystem(&endpoint.subsystem));
+    let frontend = subsystem.map(|subsystem| subsystem.frontend.as_str()).unwrap_or_default();
+    let mut peers = peers.iter().filter(|peer| peer.kind == Kind::Frontend);
+    let peer = peers.find(|peer| peer.name == frontend);
+    peer.and_then(Peer::session).ok_or_else(|| format!("frontend {frontend} is not there"))
+}
+
+async fn read_whole(session: &Session, name: &str) -> Result<EndpointReport, String> {
+    let mut whole = read_piece(session, name, 0).await?;
+    for _ in 0..MAX_ANSWERS {
+        if whole.next_worker == 0 {
+            break;
+        }
+        let piece = read_piece(session, name, whole.next_worker).await?;
+        if piece.instance != whole.instance {
+            return Err("was made anew while it was read".to_owned());
+        }
+        whole.workers.extend(piece.workers);
+        whole.next_worker = piece.next_worker;
+    }
+    Ok(whole)
+}
+
+async fn read_piece(session: &Session, name: &str, first: u32) -> Result<EndpointReport, String> {
+    let read = ReadEndpoint { endpoint: name.to_owned(), first_worker: first };
+    let body = request::Body::ReadEndpoint(read);
+    match session.call_within(TIMEOUT, body, &[]).await.map(|answer| answer.body) {
+        Ok(reply::Body::EndpointReport(report)) => Ok(report),
+        Ok(_) => Err(session.unexpected("an endpoint's report").line()),
+        Err(error) => Err(error.line()),
+    }
+}
+
+fn from_row(row: &NamespaceCounters) -> Counters {
+    Counters {
+        reads: row.reads,
+        writes: row.writes,
+        others: row.others,
+        read_bytes: row.read_bytes,
+        written_bytes: row.written_bytes,
+        errors: row.errors,
+        media_errors: row.media_errors,
+    }
+}

@@ -1,0 +1,129 @@
+//! The gRPC API on a socket: who calls ([`caller`]), what he may ([`guard`]), and one module for each kind of resource.
+//!
+//! Protobuf types stop here. What changes goes through [`Manager::edit`], which checks and stores it as a whole.
+
+pub mod caller;
+mod controller;
+mod error;
+mod event;
+pub mod guard;
+pub mod listen;
+mod namespace;
+mod page;
+mod request;
+mod stats;
+mod subsystem;
+mod target;
+mod time;
+mod volume;
+mod worker;
+
+use crate::counters::Bases;
+use crate::manager::Manager;
+use guard::Guards;
+use listen::Listener;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tonic::server::NamedService;
+use tonic::transport::Server;
+use tonic_health::server::HealthReporter;
+use vireo_api::MAX_REQUEST;
+use vireo_api::v1::controller_service_server::ControllerServiceServer;
+use vireo_api::v1::event_service_server::EventServiceServer;
+use vireo_api::v1::namespace_service_server::NamespaceServiceServer;
+use vireo_api::v1::stats_service_server::StatsServiceServer;
+use vireo_api::v1::subsystem_service_server::SubsystemServiceServer;
+use vireo_api::v1::target_service_server::TargetServiceServer;
+use vireo_api::v1::volume_service_server::VolumeServiceServer;
+use vireo_api::v1::worker_service_server::WorkerServiceServer;
+
+/// Calls of one connection that run at the same time.
+const MAX_CALLS: usize = 32;
+/// Streams that watch something, of all callers: each costs a task and a little memory.
+const MAX_WATCHERS: usize = 64;
+/// How often a connection without traffic is asked for a sign of life, and how long that may take.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// Why the API is not served any more.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The descriptors that are compiled in; a mistake of ours.
+    #[error("descriptors for reflection")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// HTTP/2.
+    #[error("serve the API")]
+    Transport(#[from] tonic::transport::Error),
+}
+
+/// What all services work on.
+#[derive(Clone, Debug)]
+pub(crate) struct Api {
+    manager: Arc<Manager>,
+    bases: Arc<Bases>,
+    watchers: Arc<Semaphore>,
+}
+
+/// Serves the API to all who come to `listener`, until this is dropped.
+///
+/// # Errors
+/// [`ServeError`]; never for what a caller does.
+pub async fn serve(manager: Arc<Manager>, listener: Listener) -> Result<(), ServeError> {
+    let api = Api {
+        manager,
+        bases: Arc::default(),
+        watchers: Arc::new(Semaphore::new(MAX_WATCHERS)),
+    };
+    let (reporter, health) = tonic_health::server::health_reporter();
+    // Every service has the same bound on its requests, and a health of its own.
+    let target = TargetServiceServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST);
+    let volume = VolumeServiceServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST);
+    let subsystem = SubsystemServiceServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST);
+    let namespace = NamespaceServiceServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST);
+    let controller =
+        ControllerServiceServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST);
+    let worker = WorkerServiceServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST);
+    let stats = StatsServiceServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST);
+    let event = EventServiceServer::new(api).max_decoding_message_size(MAX_REQUEST);
+    healthy(&reporter, &target).await;
+    healthy(&reporter, &volume).await;
+    healthy(&reporter, &subsystem).await;
+    healthy(&reporter, &namespace).await;
+    healthy(&reporter, &controller).await;
+    healthy(&reporter, &worker).await;
+    healthy(&reporter, &stats).await;
+    healthy(&reporter, &event).await;
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(vireo_api::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    Server::builder()
+        .concurrency_limit_per_connection(MAX_CALLS)
+        .max_concurrent_streams(MAX_CALLS as u32)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE))
+        .layer(Guards)
+        .add_service(health)
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?)
+        .add_service(target)
+        .add_service(volume)
+        .add_service(subsystem)
+        .add_service(namespace)
+        .add_service(controller)
+        .add_service(worker)
+        .add_service(stats)
+        .add_service(event)
+        .serve_with_incoming(listener)
+        .await?;
+    Ok(())
+}
+
+/// Says that a service answers.
+async fn healthy<S>(reporter: &HealthReporter, _: &S)
+where
+    S: NamedService,
+{
+    reporter.set_service_status(S::NAME, tonic_health::ServingStatus::Serving).await;
+}

@@ -1,0 +1,192 @@
+//! Counters.
+
+use super::guard::Audited;
+use super::time::timestamp;
+use super::{Api, error, time};
+use crate::counters::{self, Reading, Scope};
+use crate::object::Object;
+use prost_types::Duration as PbDuration;
+use service::config::Config;
+use std::time::{Duration, SystemTime};
+use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Request, Response, Status};
+use vireo_api::v1::stats_service_server::StatsService;
+use vireo_api::v1::{
+    Counters, GetStatsRequest, GetStatsResponse, ResetStatsRequest, ResetStatsResponse, Stats,
+    StatsPart, WatchStatsRequest, WatchStatsResponse,
+};
+
+/// Most resources in one request.
+pub(super) const MAX_NAMES: usize = 100;
+/// Bounds of a watcher's interval: each tick asks every frontend.
+const INTERVALS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3600));
+const DEFAULT_INTERVAL: Duration = Duration::from_secs(1);
+/// Answers that wait for a slow watcher; further ones are left out.
+const WAITING: usize = 1;
+
+#[tonic::async_trait]
+impl StatsService for Api {
+    type WatchStatsStream = ReceiverStream<Result<WatchStatsResponse, Status>>;
+
+    async fn get_stats(
+        &self,
+        request: Request<GetStatsRequest>,
+    ) -> Result<Response<GetStatsResponse>, Status> {
+        let config = self.manager.config();
+        let scopes = scopes(&request.into_inner().names, &config)?;
+        let reading = self.bases.read(&config, self.manager.peers()).await;
+        Ok(Response::new(GetStatsResponse {
+            time: Some(timestamp(reading.time)),
+            stats: scopes.iter().map(|scope| stats(&reading, scope, &config)).collect(),
+            failures: reading.failures,
+        }))
+    }
+
+    async fn watch_stats(
+        &self,
+        request: Request<WatchStatsRequest>,
+    ) -> Result<Response<Self::WatchStatsStream>, Status> {
+        let request = request.into_inner();
+        let interval = interval(request.interval.as_ref())?;
+        // Wrong names are an error now; later ones that are gone are left out.
+        scopes(&request.names, &self.manager.config())?;
+        let permit = super::event::watcher(self)?;
+        let (give, answers) = mpsc::channel(WAITING);
+        let api = self.clone();
+        tokio::spawn(async move {
+            let _permit = permit;
+            let mut ticks = tokio::time::interval(interval);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+            loop {
+                tokio::select! {
+                    _ = ticks.tick() => {}
+                    () = give.closed() => return,
+                }
+                // Waits for a slow watcher, so that nothing is read in vain.
+                let Ok(room) = give.reserve().await else { return };
+                room.send(Ok(api.watched(&request.names).await));
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(answers)))
+    }
+
+    async fn reset_stats(
+        &self,
+        request: Request<ResetStatsRequest>,
+    ) -> Result<Response<ResetStatsResponse>, Status> {
+        let request = request.into_inner();
+        let config = self.manager.config();
+        let scopes = scopes(&request.names, &config)?;
+        let peers = self.manager.peers();
+        let before = match request.validate_only {
+            true => self.bases.read(&config, peers).await,
+            false => self.bases.reset(&config, peers, &scopes).await,
+        };
+        if let Some(line) = before.failures.first() {
+            let text = format!("not all counters could be read and reset: {line}");
+            return Err(error::refuse(Code::Unavailable, error::reason::UNAVAILABLE, text));
+        }
+        let stats = scopes.iter().map(|scope| stats(&before, scope, &config)).collect();
+        let mut response = Response::new(ResetStatsResponse { stats });
+        let names = if request.names.is_empty() { vec!["controllers/-".to_owned()] } else { request.names };
+        response.extensions_mut().insert(Audited(names.join(" ")));
+        Ok(response)
+    }
+}
+
+impl Api {
+    async fn watched(&self, names: &[String]) -> WatchStatsResponse {
+        let config = self.manager.config();
+        let names: Vec<String> = match names {
+            [] => all(&config),
+            names => names.to_vec(),
+        };
+        let scopes: Vec<Scope> = names
+            .iter()
+            .filter_map(|name| Scope::parse(name))
+            .filter(|scope| scope.is_in(&config))
+            .collect();
+        let reading = self.bases.read(&config, self.manager.peers()).await;
+        WatchStatsResponse {
+            time: Some(timestamp(reading.time)),
+            stats: scopes.iter().map(|scope| stats(&reading, scope, &config)).collect(),
+            failures: reading.failures,
+        }
+    }
+}
+
+fn all(config: &Config) -> Vec<String> {
+    config.endpoints.iter().map(|e| Object::Controller(e.name.clone()).to_string()).collect()
+}
+
+/// What is asked of; all of it must be there.
+fn scopes(names: &[String], config: &Config) -> Result<Vec<Scope>, Status> {
+    if names.len() > MAX_NAMES {
+        let text = format!("{} are too many; name at most {MAX_NAMES}", names.len());
+        return Err(error::invalid("names", text));
+    }
+    let all = if names.is_empty() { all(config) } else { names.to_vec() };
+    all.iter()
+        .map(|name| {
+            let scope = Scope::parse(name).ok_or_else(|| {
+                let text = format!("\"{name}\" is not the name of a resource that has counters");
+                error::invalid("names", text)
+            })?;
+            scope.is_in(config).then_some(scope).ok_or_else(|| error::missing(name))
+        })
+        .collect()
+}
+
+fn interval(given: Option<&PbDuration>) -> Result<Duration, Status> {
+    let Some(given) = given else { return Ok(DEFAULT_INTERVAL) };
+    let interval = time::parse(given).filter(|i| (INTERVALS.0..=INTERVALS.1).contains(i));
+    interval.ok_or_else(|| error::invalid("interval", "is out of range; write 0.1 s to 3600 s"))
+}
+
+fn stats(reading: &Reading, scope: &Scope, config: &Config) -> Stats {
+    let parts: Vec<&counters::Part> = reading.of(scope, config).collect();
+    let total = parts.iter().fold(counters::Counters::default(), |sum, p| sum.plus(p.counters));
+    let name = match scope {
+        Scope::Object(object) => object.to_string(),
+        Scope::Worker(name) => format!("workers/{name}"),
+    };
+    Stats {
+        name,
+        since: since(reading, scope, &parts).map(timestamp),
+        total: Some(counters(total)),
+        parts: parts.into_iter().map(part).collect(),
+    }
+}
+
+/// Since when all of it is counted: the earliest of its parts; without parts, of the controller.
+fn since(reading: &Reading, scope: &Scope, parts: &[&counters::Part]) -> Option<SystemTime> {
+    let of_controller = match scope {
+        Scope::Object(Object::Controller(name)) => reading.born.get(name).copied(),
+        Scope::Object(_) | Scope::Worker(_) => None,
+    };
+    parts.iter().map(|part| part.since).min().or(of_controller)
+}
+
+fn part(part: &counters::Part) -> StatsPart {
+    let (subsystem, nsid) = (part.subsystem.clone(), part.key.nsid);
+    StatsPart {
+        controller: Object::Controller(part.key.controller.clone()).to_string(),
+        namespace: Object::Namespace { subsystem, nsid }.to_string(),
+        worker: format!("workers/{}", part.key.worker),
+        counters: Some(counters(part.counters)),
+    }
+}
+
+fn counters(counters: counters::Counters) -> Counters {
+    Counters {
+        reads: counters.reads,
+        writes: counters.writes,
+        others: counters.others,
+        read_bytes: counters.read_bytes,
+        written_bytes: counters.written_bytes,
+        errors: counters.errors,
+        media_errors: counters.media_errors,
+    }
+}
