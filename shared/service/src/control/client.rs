@@ -3,8 +3,9 @@
 use super::{Answer, CALL_TIMEOUT, ControlError, TRACEPARENT};
 use crate::async_fd::register;
 use ipc::handoff::{Connection, HandoffError, Message};
+use nix::sys::socket::{Shutdown, shutdown};
 use std::collections::HashMap;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,6 +22,8 @@ use vireo_proto::{Failure, decode, encode};
 const MIN_BACKOFF: Duration = Duration::from_millis(5);
 /// Longest pause before connecting again: what a restarted peer waits for us at worst.
 const MAX_BACKOFF: Duration = Duration::from_millis(200);
+/// Pause after an error that may come again at once, while nothing but the peer's end is waited for.
+const DRAIN_PAUSE: Duration = Duration::from_millis(10);
 
 /// One connection. Clones share it; the last one closes it. Calls may overlap.
 #[derive(Clone, Debug)]
@@ -42,6 +45,7 @@ struct Shared {
     next_id: AtomicU64,
     waiting: Mutex<HashMap<u64, oneshot::Sender<(Reply, Message)>>>,
     closed: watch::Sender<bool>,
+    gone: watch::Sender<bool>,
 }
 
 impl Session {
@@ -71,6 +75,7 @@ impl Session {
             next_id: AtomicU64::new(1),
             waiting: Mutex::new(HashMap::new()),
             closed: watch::Sender::new(false),
+            gone: watch::Sender::new(false),
         });
         let reader = tokio::spawn(read_replies(Arc::clone(&shared))).abort_handle();
         Ok(Self { inner: Arc::new(Inner { shared, reader }) })
@@ -105,16 +110,16 @@ impl Session {
         // Taken out again however this future ends, also by being dropped.
         let _guard = Waiting { shared, id };
         if *shared.closed.borrow() {
-            return Err(self.gone());
+            return Err(self.absent());
         }
         let exchange = async {
             send(&shared.connection, &encode(&request), fds).await.map_err(
                 |source| match source {
-                    HandoffError::Closed => self.gone(),
+                    HandoffError::Closed => self.absent(),
                     source => ControlError::Connection { peer: shared.peer.clone(), source },
                 },
             )?;
-            told.await.map_err(|_| self.gone())
+            told.await.map_err(|_| self.absent())
         };
         match tokio::time::timeout(timeout, exchange).await {
             Ok(Ok((reply, message))) => answer(reply, message, &shared.peer),
@@ -148,6 +153,21 @@ impl Session {
         closed.wait_for(|&closed| closed).await.ok();
     }
 
+    /// Asks for nothing more, and lets the peer know: it closes its end once its handler has let go of what came over
+    /// this connection ([`super::Handler::disconnected`]), and then [`Session::gone`] ends.
+    pub fn hang_up(&self) {
+        // An error means that there is no peer any more.
+        shutdown(self.inner.shared.connection.as_raw_fd(), Shutdown::Write).ok();
+    }
+
+    /// Waits until the peer has closed its end: its process is gone, or it has let go of all that came over this
+    /// connection. [`Session::closed`] may come earlier: when this end can no longer follow what the peer says.
+    pub async fn gone(&self) {
+        let mut gone = self.inner.shared.gone.subscribe();
+        // An error means that the sender is gone, which it is not as long as `self` is there.
+        gone.wait_for(|&gone| gone).await.ok();
+    }
+
     /// True once the peer is gone.
     pub fn is_closed(&self) -> bool {
         *self.inner.shared.closed.borrow()
@@ -158,7 +178,7 @@ impl Session {
         &self.inner.shared.peer
     }
 
-    fn gone(&self) -> ControlError {
+    fn absent(&self) -> ControlError {
         ControlError::Closed { peer: self.inner.shared.peer.clone() }
     }
 }
@@ -282,6 +302,24 @@ fn is_absence(error: &HandoffError) -> bool {
 }
 
 async fn read_replies(shared: Arc<Shared>) {
+    follow_replies(&shared).await;
+    shared.closed.send_replace(true);
+    // Dropping the senders wakes all who wait.
+    shared.lock().clear();
+    // Nothing more is asked; what the peer still says is for nobody.
+    shutdown(shared.connection.as_raw_fd(), Shutdown::Write).ok();
+    loop {
+        match receive(&shared.connection).await {
+            Ok(_) => {}
+            Err(HandoffError::Closed) => break,
+            Err(_) => tokio::time::sleep(DRAIN_PAUSE).await,
+        }
+    }
+    shared.gone.send_replace(true);
+}
+
+/// Hands answers out until there are no more, or none that can be followed.
+async fn follow_replies(shared: &Shared) {
     loop {
         let message = match receive(&shared.connection).await {
             Ok(message) => message,
@@ -306,9 +344,6 @@ async fn read_replies(shared: Arc<Shared>) {
             None => debug!(peer = shared.peer, id = reply.id, "answer that nobody waits for"),
         }
     }
-    shared.closed.send_replace(true);
-    // Dropping the senders wakes all who wait.
-    shared.lock().clear();
 }
 
 fn answer(reply: Reply, message: Message, peer: &str) -> Result<Answer, ControlError> {

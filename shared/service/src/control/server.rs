@@ -16,8 +16,9 @@ use tracing::{debug, info, warn};
 use vireo_proto::handoff::{Reply, Request, request};
 use vireo_proto::{Failure, decode, encode};
 
-/// Most connections at a time: every process of a large host and a few command lines.
-const MAX_CONNECTIONS: usize = 256;
+/// Most connections at a time: one for each controller that a worker can have (1024), every process of a large host, and
+/// a few command lines. An idle one costs a descriptor and a task.
+const MAX_CONNECTIONS: usize = 1024 + 256;
 /// How long a peer may leave an answer unread before it is given up.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after an accept that failed for want of descriptors.
@@ -125,7 +126,8 @@ impl Server {
             let (handler, count) = (Arc::clone(&handler), Arc::clone(&count));
             connections.spawn(async move {
                 serve_connection(&connection, id, peer, &*handler).await;
-                // Closed before it is uncounted.
+                // Closed only after the handler has let go of what came over it, which is what a peer's `Session::gone`
+                // waits for; and before it is uncounted.
                 drop(connection);
                 count.fetch_sub(1, Ordering::Relaxed);
             });

@@ -157,3 +157,47 @@ async fn garbage_ends_its_own_connection_only() {
     assert!(matches!(bad.try_recv(), Err(HandoffError::Closed)));
     session.call(status(), &[]).await.unwrap();
 }
+
+/// Lets go of what came over a connection when it is told to.
+#[derive(Default)]
+struct Slow {
+    may: tokio::sync::Notify,
+}
+
+impl Handler for Slow {
+    async fn handle(&self, _request: Incoming) -> Result<Answer, Failure> {
+        Ok(Answer::done())
+    }
+
+    async fn disconnected(&self, _connection: ConnectionId) {
+        self.may.notified().await;
+    }
+}
+
+#[tokio::test]
+async fn a_peer_is_gone_when_its_handler_has_let_go_and_not_before() {
+    let directory = tempfile::tempdir().unwrap();
+    let slow = Arc::new(Slow::default());
+    let server = Server::bind(&socket(&directory)).unwrap();
+    tokio::spawn(server.serve(Arc::clone(&slow)));
+    let session = Session::connect(&socket(&directory), "test-t").unwrap();
+    session.call(status(), &[]).await.unwrap();
+    session.hang_up();
+    assert!(tokio::time::timeout(SHORT, session.gone()).await.is_err(), "it has not let go");
+    assert!(session.call(status(), &[]).await.is_err(), "a call after the end");
+    slow.may.notify_one();
+    tokio::time::timeout(CALL_TIMEOUT, session.gone()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_peer_that_cannot_be_followed_is_closed_long_before_it_is_gone() {
+    let (ours, theirs) = ipc::handoff::Connection::pair().unwrap();
+    let session = Session::new(ours, "pair".to_owned(), "test-t").unwrap();
+    theirs.try_send(&[0xFF; 100], &[]).unwrap();
+    tokio::time::timeout(CALL_TIMEOUT, session.closed()).await.unwrap();
+    assert!(tokio::time::timeout(SHORT, session.gone()).await.is_err(), "its process is there");
+    // It learns that nothing more comes.
+    assert!(matches!(theirs.try_recv(), Err(HandoffError::Closed)));
+    drop(theirs);
+    tokio::time::timeout(CALL_TIMEOUT, session.gone()).await.unwrap();
+}
