@@ -27,7 +27,7 @@ pub use socket::{MAX_DESCRIPTORS, PeekedHeader};
 use crate::layout::controller::ControllerLayout;
 use crate::segment::Segment;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 /// Longest message in bytes. A message that is peeked whole must fit into the socket's buffer, of which the client has
@@ -121,12 +121,14 @@ pub enum Recovered {
 pub struct Journal {
     segment: Arc<Segment<ControllerLayout>>,
     scratch: Box<[u8]>,
+    unwanted: Vec<OwnedFd>,
 }
 
 impl Journal {
     /// The journal in `segment`, wherever it stands. Either [`Self::reset`] or [`Self::recover`] comes next.
     pub fn new(segment: Arc<Segment<ControllerLayout>>) -> Self {
-        Self { segment, scratch: vec![0; MAX_MESSAGE + 1].into_boxed_slice() }
+        let scratch = vec![0; MAX_MESSAGE + 1].into_boxed_slice();
+        Self { segment, scratch, unwanted: Vec::new() }
     }
 
     /// For a new connection: no message is in hand.
@@ -154,7 +156,14 @@ impl Journal {
     /// [`JournalError::System`].
     pub fn peek_header(&mut self, fd: BorrowedFd<'_>) -> Result<PeekedHeader, JournalError> {
         self.before_consuming("peek")?;
-        socket::peek_header(fd, &mut self.scratch)
+        self.unwanted.clear();
+        socket::peek_header(fd, &mut self.scratch, &mut self.unwanted)
+    }
+
+    /// Descriptors that the last [`Self::peek_header`] made and that are not this message's, or not yet. The next call
+    /// closes those that nobody takes; the file behind one may make that wait.
+    pub fn take_unwanted(&mut self) -> Vec<OwnedFd> {
+        std::mem::take(&mut self.unwanted)
     }
 
     /// Looks at the whole message, whose size is that of `message`; from then on it is in hand. The descriptors that

@@ -5,7 +5,7 @@ use crate::sigbus;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
 use nix::sys::stat::{Mode, SFlag, fstat};
-use nix::sys::statfs::{FsType, HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
+use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
 use nix::unistd::{Whence, lseek};
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -55,11 +55,8 @@ pub enum RegionError {
         source: nix::Error,
     },
     /// Neither tmpfs nor hugetlbfs.
-    #[error("dma descriptor lies on a file system of type {kind:#x}, not on tmpfs or hugetlbfs")]
-    FileSystem {
-        /// The type of `statfs`.
-        kind: u64,
-    },
+    #[error("dma descriptor lies neither on tmpfs nor on hugetlbfs")]
+    FileSystem,
     /// Not a regular file, or not open for reading.
     #[error("dma descriptor is not a regular file that is open for reading")]
     NotMemory,
@@ -100,6 +97,23 @@ unsafe impl Send for Region {}
 // SAFETY: as above.
 unsafe impl Sync for Region {}
 
+impl RegionPolicy {
+    /// Whether the descriptor may be looked at: `fstat` and `statfs` of a file whose server does not answer wait as long
+    /// as a page fault would, so they come after this. Seals tell: files of tmpfs and hugetlbfs have them, those of no
+    /// other file system do, and no file system is asked for them.
+    ///
+    /// # Errors
+    /// [`RegionError::FileSystem`]; [`RegionError::System`] for a descriptor that was opened as a path alone.
+    pub fn check(&self, fd: BorrowedFd<'_>) -> Result<(), RegionError> {
+        match fcntl(fd, FcntlArg::F_GET_SEALS) {
+            Ok(_) => Ok(()),
+            Err(nix::Error::EINVAL) if self.any_file_system => Ok(()),
+            Err(nix::Error::EINVAL) => Err(RegionError::FileSystem),
+            Err(error) => Err(system("fcntl")(error)),
+        }
+    }
+}
+
 impl RegionKey {
     /// The key of a descriptor.
     ///
@@ -130,12 +144,10 @@ impl Region {
     /// A [`RegionError`]; the descriptor is closed then.
     pub fn map(fd: OwnedFd, needed: u64, policy: &RegionPolicy) -> Result<Arc<Self>, RegionError> {
         sigbus::install().map_err(system("sigaction"))?;
+        policy.check(fd.as_fd())?;
         let key = RegionKey::of(fd.as_fd())?;
         let file_system = fstatfs(&fd).map_err(system("fstatfs"))?;
         let kind = file_system.filesystem_type();
-        if !policy.any_file_system && ![TMPFS_MAGIC, HUGETLBFS_MAGIC].contains(&kind) {
-            return Err(RegionError::FileSystem { kind: raw(kind) });
-        }
         let size = fstat(&fd).map_err(system("fstat"))?.st_size.max(0) as u64;
         if size > policy.max_size {
             return Err(RegionError::TooLarge { size, max: policy.max_size });
@@ -282,11 +294,4 @@ impl Drop for Region {
 
 fn system(call: &'static str) -> impl Fn(nix::Error) -> RegionError {
     move |source| RegionError::System { call, source }
-}
-
-fn raw(kind: FsType) -> u64 {
-    #[allow(clippy::unnecessary_cast, reason = "the type differs between C libraries")]
-    {
-        kind.0 as u64
-    }
 }

@@ -28,10 +28,12 @@ pub struct PeekedHeader {
     pub fds_cut: bool,
 }
 
-/// Looks at the header and takes its descriptors; `scratch` is longer than any message.
+/// Looks at the header and takes its descriptors; `scratch` is longer than any message. Descriptors that were made in vain
+/// go to `unwanted`: nothing is closed here.
 pub(super) fn peek_header(
     fd: BorrowedFd<'_>,
     scratch: &mut [u8],
+    unwanted: &mut Vec<OwnedFd>,
 ) -> Result<PeekedHeader, JournalError> {
     let mut header = PeekedHeader { bytes: [0; 16], fds: Vec::new(), fds_cut: false };
     let mut control = [0u64; CONTROL_WORDS];
@@ -54,16 +56,26 @@ pub(super) fn peek_header(
     }
     if got < header.bytes.len() {
         // The rest will come, or a part with descriptors ended the peek, or the client is gone.
-        peek(fd, &mut header.bytes)?;
+        if let Err(error) = peek(fd, &mut header.bytes) {
+            unwanted.append(&mut header.fds);
+            return Err(error);
+        }
     }
     if !header.fds.is_empty() || header.fds_cut {
         let [_, _, _, _, size @ .., _, _, _, _, _, _, _, _] = header.bytes;
         let size = (u32::from_le_bytes(size) as usize).clamp(header.bytes.len(), scratch.len() - 1);
         // A peek does not stop at its last byte: it walks on until it meets descriptors, be it those of a later
         // message. But it does stop behind the part that brought them, so this one tells where that part ends.
-        if peek_part(fd, &mut scratch[..=size])? > size {
-            header.fds.clear();
-            header.fds_cut = false;
+        match peek_part(fd, &mut scratch[..=size]) {
+            Ok(part) if part <= size => {}
+            Ok(_) => {
+                unwanted.append(&mut header.fds);
+                header.fds_cut = false;
+            }
+            Err(error) => {
+                unwanted.append(&mut header.fds);
+                return Err(error);
+            }
         }
     }
     Ok(header)
