@@ -62,6 +62,11 @@ impl Vectors {
         self.vectors.get(vector as usize).is_some_and(|vector| vector.pending)
     }
 
+    /// The device was reset: nothing of before is pending. Eventfds and masks are the client's, and stay.
+    pub fn forget_pending(&mut self) {
+        self.vectors.iter_mut().for_each(|vector| vector.pending = false);
+    }
+
     /// The device fires `vector`: the eventfd to signal, or `None` if the interrupt is latched
     /// (or does not exist).
     pub fn fire(&mut self, vector: u32) -> Option<Arc<OwnedFd>> {

@@ -1,4 +1,5 @@
-//! What real clients send when they attach, byte for byte as their sources build it.
+//! What real clients send when they attach: the messages and fields that their sources build, in their order, without
+//! what this server does not look at. That the clients themselves get along with it is shown where they run.
 
 use vfio_user::server::Outcome;
 use vfio_user::{Command, Errno};
