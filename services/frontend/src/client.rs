@@ -1,18 +1,20 @@
 //! One client of an endpoint, from its connection to the moment when nothing of it is left.
 
 use crate::connection::{Connection, ConnectionError, Incoming};
-use crate::endpoint::Shared;
+use crate::endpoint::{MAX_REQUESTS, Shared};
 use crate::function::Function;
 use crate::link::{Assignment, ClientSeat, Link};
 use crate::signal::Stuck;
 use ipc::event::EventFd;
 use nvme::Effect;
 use nvme_spec::Status;
+use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use vfio_user::server::{Deferred, Outcome, Session};
 use vfio_user::version::Limits;
 
@@ -22,8 +24,6 @@ const WAITING_TICK: Duration = Duration::from_millis(1);
 const UNWATCHED_TICK: Duration = Duration::from_millis(5);
 /// After how long it is said again that a client's last commands have not ended.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Answers of backends that wait to be taken; a controller has few requests under way.
-const ANSWERS: usize = 64;
 
 /// Why a client could not be served. It is not the client's fault.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +43,9 @@ pub enum ClientError {
     /// The runtime.
     #[error("register with the event loop")]
     Runtime(#[source] std::io::Error),
+    /// The connection.
+    #[error("take a connection over")]
+    Connection(#[source] std::io::Error),
 }
 
 /// Serves a client until it leaves, or until the endpoint is to stop; then waits until nothing of it is in flight.
@@ -58,8 +61,9 @@ pub async fn serve(
     let kick = EventFd::create()?;
     let peer_kick = kick.try_clone()?.into_fd();
     let kick = service::async_fd::register(kick).map_err(ClientError::Runtime)?;
+    let segment = Arc::clone(function.segment());
     let connection =
-        Connection::new(socket, Arc::clone(function.segment())).map_err(ClientError::Runtime)?;
+        Connection::new(socket, segment, shared.closer.clone()).map_err(ClientError::Connection)?;
     let description = function.connect(shared.now())?;
     let seat = Arc::new(ClientSeat {
         generation,
@@ -69,7 +73,8 @@ pub async fn serve(
         doorbells: function.doorbells().client_fd()?,
         kick: peer_kick,
     });
-    let (answer, answers) = mpsc::channel(ANSWERS);
+    let (answer, answers) = mpsc::channel(MAX_REQUESTS);
+    let lives = shared.links.iter().map(|link| link.progress().life).collect();
     let mut client = Client {
         function,
         shared,
@@ -78,6 +83,7 @@ pub async fn serve(
         deferred: None,
         seat: Some(seat),
         handed: 0,
+        lives,
         answer,
         answers,
         kick,
@@ -106,6 +112,8 @@ struct Client<'a> {
     seat: Option<Arc<ClientSeat>>,
     /// [`crate::function::Wanted::number`] that the links were given.
     handed: u64,
+    /// Lives of the workers that the function knows of, by worker index.
+    lives: Vec<u64>,
     answer: mpsc::Sender<(nvme::Ticket, Result<(), Status>)>,
     answers: mpsc::Receiver<(nvme::Ticket, Result<(), Status>)>,
     kick: AsyncFd<EventFd>,
@@ -137,9 +145,7 @@ impl Client<'_> {
         loop {
             let tick = self.tick();
             let event = tokio::select! {
-                message = self.connection.receive_unless(self.deferred.is_some()) => {
-                    Event::Message(message?)
-                }
+                message = self.connection.receive() => Event::Message(message?),
                 _ = kicked(&self.kick) => Event::Look,
                 () = self.shared.notify.notified() => Event::Look,
                 _ = changes.changed() => Event::SubsystemChanged,
@@ -149,14 +155,14 @@ impl Client<'_> {
                 _ = stop.changed() => Event::Message(None),
             };
             match event {
-                Event::Message(Some(message)) => self.handle(message).await?,
+                Event::Message(Some(message)) => self.handle(message)?,
                 Event::Message(None) => return Ok(()),
                 Event::SubsystemChanged => self.function.subsystem_changed(),
                 Event::SubsystemReset => self.function.subsystem_reset(),
                 Event::Answer(ticket, outcome) => self.function.complete(ticket, outcome),
                 Event::Look => {}
             }
-            self.advance().await?;
+            self.advance()?;
             let change = *changes.borrow();
             if self.function.is_settled() && !changes.has_changed().unwrap_or(false) {
                 self.shared.settled.send_replace(change);
@@ -175,15 +181,15 @@ impl Client<'_> {
         }
     }
 
-    async fn handle(&mut self, message: Incoming) -> Result<(), ConnectionError> {
+    fn handle(&mut self, message: Incoming) -> Result<(), ConnectionError> {
         let Incoming { header, body, fds } = message;
         let outcome = self.session.handle(&header, &body, fds, self.function);
-        self.conclude(outcome).await
+        self.conclude(outcome)
     }
 
     /// Takes the workers' progress over, goes on with what waits, carries effects out.
-    async fn advance(&mut self) -> Result<(), ConnectionError> {
-        self.look_at_workers();
+    fn advance(&mut self) -> Result<(), ConnectionError> {
+        let another_life = self.look_at_workers();
         if self.function.is_stuck() {
             return Err(Stuck.into());
         }
@@ -191,21 +197,21 @@ impl Client<'_> {
             && let Some(deferred) = self.deferred.take()
         {
             let outcome = self.session.finish(deferred, result, self.function);
-            self.conclude(outcome).await?;
+            self.conclude(outcome)?;
         }
         self.carry_out();
-        if self.handed != self.function.wanted().number {
+        if another_life || self.handed != self.function.wanted().number {
             self.assign(true);
         }
         Ok(())
     }
 
-    async fn conclude(&mut self, outcome: Outcome) -> Result<(), ConnectionError> {
+    fn conclude(&mut self, outcome: Outcome) -> Result<(), ConnectionError> {
         // Workers are told before the client is: what it is told stands then.
         self.carry_out();
         match outcome {
-            Outcome::Reply(reply) => self.connection.answer(Some(&reply)).await,
-            Outcome::Silent => self.connection.answer(None).await,
+            Outcome::Reply(reply) => self.connection.answer(Some(reply)),
+            Outcome::Silent => self.connection.answer(None),
             Outcome::Deferred(deferred) => {
                 self.deferred = Some(deferred);
                 Ok(())
@@ -213,17 +219,29 @@ impl Client<'_> {
         }
     }
 
-    fn look_at_workers(&mut self) {
+    /// True if a worker's life ended since the last look: the next one is to be assigned anew.
+    fn look_at_workers(&mut self) -> bool {
         let generation = self.seat.as_ref().map(|seat| seat.generation);
+        let mut another_life = false;
         for (index, link) in self.shared.links.iter().enumerate() {
             let progress = link.progress();
+            if let Some(known) = self.lives.get_mut(index)
+                && *known != progress.life
+            {
+                *known = progress.life;
+                another_life = true;
+                // Whoever serves there now has none of this controller's queues.
+                self.function.worker_changed(index, None);
+            }
             let serving = progress.serving.is_some() && progress.serving == generation;
             self.function.worker_changed(index, serving.then_some(progress.handed));
         }
+        another_life
     }
 
     fn carry_out(&mut self) {
-        for effect in self.function.take_effects() {
+        let mut effects = VecDeque::from(self.function.take_effects());
+        while let Some(effect) = effects.pop_front() {
             match effect {
                 Effect::KickWorkers => self.shared.links.iter().for_each(kick_worker),
                 Effect::SubsystemChanged => {
@@ -231,6 +249,12 @@ impl Client<'_> {
                 }
                 Effect::SubsystemReset => self.shared.subsystem.announce_reset(),
                 Effect::Request { ticket, request } => {
+                    let Ok(permit) = Arc::clone(&self.shared.requests).try_acquire_owned() else {
+                        // A host that goes on resetting does not pile requests up: what it abandoned counts.
+                        self.function.complete(ticket, Err(Status::INTERNAL_ERROR));
+                        effects.extend(self.function.take_effects());
+                        continue;
+                    };
                     let backends = Arc::clone(&self.shared.backends);
                     let subsystem = Arc::clone(&self.shared.subsystem);
                     let answer = self.answer.clone();
@@ -238,6 +262,7 @@ impl Client<'_> {
                         let outcome = backends.carry_out(&subsystem, request).await;
                         // An error means that the client is gone: nobody wants to know.
                         answer.send((ticket, outcome)).await.ok();
+                        drop(permit);
                     });
                 }
                 // Signalled by the function itself.
@@ -251,15 +276,16 @@ impl Client<'_> {
         let wanted = self.function.wanted().clone();
         self.handed = wanted.number;
         let client = self.seat.clone().filter(|_| serve);
-        for link in &self.shared.links {
-            link.assign(Assignment { client: client.clone(), wanted: wanted.clone() });
+        for (link, &life) in self.shared.links.iter().zip(&self.lives) {
+            link.assign(Assignment { client: client.clone(), wanted: wanted.clone(), life });
         }
     }
 
-    /// The client is gone: waits until nothing of it is in flight, then has the workers let go of it.
+    /// The client is gone: waits until nothing of it is in flight, then has the workers let go of it. Its connection is
+    /// closed last, so that its other end can tell when its memory is its own again.
     async fn end(mut self) {
         self.function.disconnect(self.shared.now());
-        let mut waited = Duration::ZERO;
+        let mut patience = tokio::time::interval_at(Instant::now() + PATIENCE, PATIENCE);
         loop {
             self.look_at_workers();
             self.function.poll(self.shared.now());
@@ -272,26 +298,28 @@ impl Client<'_> {
                 () = self.shared.notify.notified() => {}
                 // A format outlives the client that asked for it: until its answer the namespace is closed to all.
                 Some((ticket, outcome)) = self.answers.recv() => self.function.complete(ticket, outcome),
-                () = tokio::time::sleep(WAITING_TICK) => waited += WAITING_TICK,
-            }
-            if waited >= PATIENCE {
-                waited = Duration::ZERO;
-                tracing::warn!(
+                () = tokio::time::sleep(WAITING_TICK) => {}
+                _ = patience.tick() => tracing::warn!(
                     endpoint = self.shared.name,
                     "commands of the last client are still in flight"
-                );
+                ),
             }
         }
         self.assign(false);
-        while self.shared.links.iter().any(|link| link.progress().serving.is_some()) {
+        while self.shared.links.iter().any(|link| link.progress().holds.is_some()) {
             tokio::select! {
                 () = self.shared.notify.notified() => {}
                 () = tokio::time::sleep(UNWATCHED_TICK) => {}
+                _ = patience.tick() => tracing::warn!(
+                    endpoint = self.shared.name,
+                    "workers have not let go of the last client"
+                ),
             }
         }
         self.seat = None;
         self.look_at_workers();
         self.function.forget_memory();
+        self.connection.close();
         self.shared.settled.send_replace(u64::MAX);
     }
 }

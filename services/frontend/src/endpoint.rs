@@ -2,13 +2,13 @@
 
 use crate::backends::Backends;
 use crate::client;
+use crate::closer::Closer;
 use crate::function::{Function, FunctionConfig, FunctionError};
 use crate::link::{Link, LinkConfig};
 use crate::subsystem::SharedSubsystem;
 use ipc::layout::queues::QueuesLayout;
 use ipc::segment::Segment;
 use nvme::{ControllerConfig, WorkerSeat};
-use service::control::Client;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -16,13 +16,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use telemetry::limit::Limit;
 use tokio::net::UnixListener;
-use tokio::sync::{Notify, watch};
-use tokio::task::JoinHandle;
+use tokio::sync::{Notify, Semaphore, watch};
 
 /// Name of the socket in the endpoint's directory, as every vfio-user client of this kind expects it.
 const SOCKET: &str = "cntrl";
 /// Pause after an accept that failed for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Most requests to backends of one endpoint's clients, with those that a reset or a client left behind: twice as many as
+/// admin commands can wait.
+pub const MAX_REQUESTS: usize = 64;
 
 /// Log lines a second that clients can cause by coming and going.
 const LOG_LINES: u32 = 10;
@@ -106,6 +109,12 @@ pub struct Shared {
     pub settled: watch::Sender<u64>,
     /// Whether a client is connected.
     pub connected: watch::Sender<bool>,
+    /// True once nothing of the endpoint is in flight any more.
+    pub ended: watch::Sender<bool>,
+    /// Closes what clients send and nobody wants.
+    pub closer: Closer,
+    /// Requests to backends that may be made beside those under way.
+    pub requests: Arc<Semaphore>,
     /// For log lines that clients can cause.
     pub limit: Limit,
     start: Instant,
@@ -123,11 +132,11 @@ pub struct Endpoint {
     /// What it was made with.
     pub config: EndpointConfig,
     shared: Arc<Shared>,
-    task: JoinHandle<()>,
 }
 
 impl Endpoint {
-    /// Makes the function and listens. `workers` are the processes of [`EndpointConfig::workers`], in that order.
+    /// Makes the function and listens. `workers` are the sockets of [`EndpointConfig::workers`], in that order; `sender`
+    /// names this process to them.
     ///
     /// # Errors
     /// [`EndpointError`]; nothing is left behind.
@@ -135,7 +144,8 @@ impl Endpoint {
         config: EndpointConfig,
         subsystem: Arc<SharedSubsystem>,
         backends: Arc<Backends>,
-        workers: Vec<Arc<Client>>,
+        workers: Vec<PathBuf>,
+        sender: &str,
     ) -> Result<Self, EndpointError> {
         let listener = listen(&config.path)?;
         let id = random_id().map_err(EndpointError::Random)?;
@@ -146,8 +156,8 @@ impl Endpoint {
             let queues = Arc::new(Segment::<QueuesLayout>::create("vireo-queues", id)?);
             let descriptor = queues.fd().try_clone_to_owned().map_err(EndpointError::Descriptor)?;
             let notify = Arc::clone(&notify);
-            let index = index as u32;
-            links.push(Link::new(LinkConfig { worker, index, queues: descriptor, notify }));
+            let (index, sender) = (index as u32, sender.to_owned());
+            links.push(Link::new(LinkConfig { worker, sender, index, queues: descriptor, notify }));
             seats.push(WorkerSeat { queues, attached: false });
         }
         let controller_id = subsystem.lock().add_controller().ok_or_else(|| {
@@ -180,11 +190,21 @@ impl Endpoint {
             stop: watch::Sender::new(false),
             settled: watch::Sender::new(u64::MAX),
             connected: watch::Sender::new(false),
+            ended: watch::Sender::new(false),
+            closer: Closer::default(),
+            requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
             limit: Limit::per_second(LOG_LINES),
             start: Instant::now(),
         });
         let task = tokio::spawn(run(Arc::clone(&shared), function, listener));
-        Ok(Self { config, shared, task })
+        let of_task = Arc::clone(&shared);
+        tokio::spawn(async move {
+            if let Err(error) = task.await {
+                tracing::error!(endpoint = of_task.name, %error, "endpoint ended badly");
+            }
+            of_task.ended.send_replace(true);
+        });
+        Ok(Self { config, shared })
     }
 
     /// Whether a client is connected.
@@ -199,13 +219,25 @@ impl Endpoint {
         settled.wait_for(|&settled| settled >= number).await.ok();
     }
 
-    /// Ends the client's connection, waits until nothing of it is in flight, removes the socket.
-    pub async fn stop(self) {
-        self.shared.stop.send_replace(true);
-        if let Err(error) = self.task.await {
-            tracing::error!(endpoint = self.config.name, %error, "endpoint ended badly");
+    /// Begins to end: the client's connection ends, nobody finds the socket any more, and another endpoint may take its
+    /// place.
+    pub fn stop(&self) {
+        if !self.shared.stop.send_replace(true) {
+            std::fs::remove_file(self.config.path.join(SOCKET)).ok();
         }
-        std::fs::remove_file(self.config.path.join(SOCKET)).ok();
+    }
+
+    /// Waits until nothing of the endpoint is in flight, and its client's connection is closed, after
+    /// [`Endpoint::stop`].
+    pub async fn ended(&self) {
+        let mut ended = self.shared.ended.subscribe();
+        // An error cannot be: the sender is here.
+        ended.wait_for(|&ended| ended).await.ok();
+    }
+
+    /// Whether nothing of the endpoint is in flight any more.
+    pub fn has_ended(&self) -> bool {
+        *self.shared.ended.borrow()
     }
 }
 
@@ -213,8 +245,13 @@ async fn run(shared: Arc<Shared>, mut function: Function, listener: UnixListener
     let mut stop = shared.stop.subscribe();
     let mut generation = 0;
     loop {
+        let accept = async {
+            // Who blocks the closing of descriptors does not get further ones in by connecting again.
+            shared.closer.room().await;
+            listener.accept().await
+        };
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = accept => accepted,
             _ = stop.wait_for(|&stop| stop) => break,
         };
         let socket = match accepted.and_then(|(stream, _)| stream.into_std()) {
@@ -243,6 +280,8 @@ async fn run(shared: Arc<Shared>, mut function: Function, listener: UnixListener
         shared.connected.send_replace(false);
     }
     shared.subsystem.lock().remove_controller(function.controller().id());
+    // Connections that nobody took may hold descriptors.
+    shared.closer.close(listener.into_std().map(OwnedFd::from).ok());
 }
 
 /// Listens on the socket in `directory`. A socket that nobody answers on is replaced.

@@ -8,6 +8,7 @@
 
 pub mod backends;
 pub mod client;
+pub mod closer;
 pub mod connection;
 pub mod endpoint;
 pub mod function;

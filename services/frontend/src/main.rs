@@ -11,7 +11,7 @@ use service::shutdown::Shutdown;
 use service::start::{Arguments, EXIT_FAILURE, set_limits};
 use std::process::ExitCode;
 use std::sync::Arc;
-use vireo_frontend::registry::{Registry, RegistryConfig};
+use vireo_frontend::registry::{self, Registry, RegistryConfig};
 
 /// Serves vfio-user sockets: PCI configuration space, registers and the admin queue of virtual NVMe controllers.
 #[derive(Parser)]
@@ -55,6 +55,7 @@ async fn run(config: &Config, name: &str) -> anyhow::Result<()> {
         name: name.to_owned(),
         runtime_dir: config.runtime_dir.clone(),
         state_dir: config.state_dir.clone(),
+        patience: registry::PATIENCE,
     }));
     service::ready::ready("waiting for targets");
     tracing::info!(socket = %socket.display(), "frontend ready");

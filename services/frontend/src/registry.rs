@@ -6,20 +6,23 @@ use crate::store::Store;
 use crate::subsystem::SharedSubsystem;
 use nvme::{NamespaceConfig, Protection, Subsystem, SubsystemConfig};
 use nvme_spec::Nsid;
-use service::control::{Answer, Client, Handler, Incoming};
+use service::control::{Answer, Handler, Incoming};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::Mutex;
+use tokio::time::{Instant, timeout_at};
 use vireo_proto::Failure;
 use vireo_proto::handoff::{
     self, ApplyFailure, ApplyResult, ApplyTargets, DoorbellMode, ProcessStatus, StatusItem, reply,
     request,
 };
 
-/// How long a removed namespace's last commands may take before the manager is told.
-const SETTLE: Duration = Duration::from_secs(30);
+/// How long endpoints that are removed may take to end, and then the last commands of namespaces that are, before the
+/// manager is told that they go on: together well below the minute for which it waits for the answer.
+pub const PATIENCE: Duration = Duration::from_secs(15);
+/// The same where the whole process ends, and is not waited for as long.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the registry needs to know of its process.
 pub struct RegistryConfig {
@@ -29,20 +32,26 @@ pub struct RegistryConfig {
     pub runtime_dir: PathBuf,
     /// Directory of what must outlive restarts.
     pub state_dir: PathBuf,
+    /// How long what is removed may take to end: [`PATIENCE`].
+    pub patience: Duration,
 }
 
 /// Subsystems and endpoints.
 pub struct Registry {
     config: RegistryConfig,
     backends: Arc<Backends>,
+    /// Held while a wish of the manager's is brought about: one after the other.
+    applying: tokio::sync::Mutex<()>,
+    /// Never held while anything is waited for.
     targets: Mutex<Targets>,
 }
 
 #[derive(Default)]
 struct Targets {
     subsystems: BTreeMap<String, Known>,
-    endpoints: BTreeMap<String, Endpoint>,
-    workers: BTreeMap<String, Arc<Client>>,
+    endpoints: BTreeMap<String, Arc<Endpoint>>,
+    /// Endpoints that are removed, as long as something of their last clients is in flight.
+    ending: Vec<Arc<Endpoint>>,
 }
 
 /// A subsystem and what it was made with.
@@ -57,30 +66,41 @@ impl Registry {
     pub fn new(config: RegistryConfig) -> Self {
         let sender = format!("frontend-{}", config.name);
         let backends = Arc::new(Backends::new(config.runtime_dir.clone(), sender));
-        Self { config, backends, targets: Mutex::default() }
+        Self {
+            config,
+            backends,
+            applying: tokio::sync::Mutex::default(),
+            targets: Mutex::default(),
+        }
     }
 
-    /// Ends every endpoint.
+    /// Ends every endpoint, as far as they end in a few seconds.
     pub async fn stop(&self) {
-        let endpoints = std::mem::take(&mut self.targets.lock().await.endpoints);
-        for endpoint in endpoints.into_values() {
-            endpoint.stop().await;
+        self.lock().remove_endpoints(&[]);
+        let deadline = Instant::now() + STOP_PATIENCE.min(self.config.patience);
+        for endpoint in self.ended_by(deadline).await {
+            tracing::warn!(endpoint = endpoint.config.name, "commands are still in flight");
         }
     }
 
     /// Brings about what the manager wants: what is gone first (endpoints, namespaces, subsystems), then what is new
     /// or changed in the order of dependence. What fails is reported, everything else is done.
     async fn apply(&self, wanted: ApplyTargets) -> ApplyResult {
-        let mut targets = self.targets.lock().await;
+        let _one_at_a_time = self.applying.lock().await;
         let mut failures = Vec::new();
         let endpoints: Vec<Result<EndpointConfig, ApplyFailure>> =
             wanted.endpoints.iter().map(endpoint_config).collect();
-        targets.remove_endpoints(&endpoints).await;
-        targets.remove_subsystems(&wanted, &mut failures).await;
+        self.lock().remove_endpoints(&endpoints);
+        for endpoint in self.ended_by(Instant::now() + self.config.patience).await {
+            let object = format!("endpoint {}", endpoint.config.name);
+            let message = "removed, but commands of its last client are still in flight".to_owned();
+            failures.push(ApplyFailure { object, message });
+        }
+        self.remove_namespaces(&wanted, &mut failures).await;
+        self.lock().subsystems.retain(|name, _| wanted.subsystems.iter().any(|s| s.name == *name));
         for subsystem in &wanted.subsystems {
             let object = format!("subsystem {}", subsystem.name);
-            if let Err(message) = self.apply_subsystem(&mut targets, subsystem, &mut failures).await
-            {
+            if let Err(message) = self.apply_subsystem(subsystem, &mut failures).await {
                 failures.push(ApplyFailure { object, message });
             }
         }
@@ -88,7 +108,7 @@ impl Registry {
             match endpoint {
                 Ok(endpoint) => {
                     let object = format!("endpoint {}", endpoint.name);
-                    if let Err(message) = self.apply_endpoint(&mut targets, endpoint) {
+                    if let Err(message) = self.apply_endpoint(endpoint) {
                         failures.push(ApplyFailure { object, message });
                     }
                 }
@@ -101,14 +121,63 @@ impl Registry {
         ApplyResult { failures }
     }
 
+    /// Waits for endpoints that end, until `deadline`; returns those that have not.
+    async fn ended_by(&self, deadline: Instant) -> Vec<Arc<Endpoint>> {
+        let ending = self.lock().ending.clone();
+        let mut late = Vec::new();
+        for endpoint in ending {
+            if timeout_at(deadline, endpoint.ended()).await.is_err() {
+                late.push(endpoint);
+            }
+        }
+        self.lock().ending.retain(|endpoint| !endpoint.has_ended());
+        late
+    }
+
+    /// Removes namespaces that are not wanted; returns when nothing of them is in flight, so that their bdevs can go, or
+    /// when patience ends.
+    async fn remove_namespaces(&self, wanted: &ApplyTargets, failures: &mut Vec<ApplyFailure>) {
+        let deadline = Instant::now() + self.config.patience;
+        let subsystems: Vec<String> = self.lock().subsystems.keys().cloned().collect();
+        for subsystem in subsystems {
+            let removed = self.lock().remove_namespaces(&subsystem, wanted, failures);
+            let endpoints = self.lock().endpoints_of(&subsystem);
+            for (nsid, number) in removed {
+                for endpoint in &endpoints {
+                    if timeout_at(deadline, endpoint.settled(number)).await.is_err() {
+                        let object = format!("namespace {nsid} of subsystem {subsystem}");
+                        let message = format!("still in use by endpoint {}", endpoint.config.name);
+                        failures.push(ApplyFailure { object, message });
+                    }
+                }
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Targets> {
+        self.targets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn apply_subsystem(
         &self,
-        targets: &mut Targets,
         wanted: &handoff::Subsystem,
         failures: &mut Vec<ApplyFailure>,
     ) -> Result<(), String> {
+        let shared = self.subsystem(wanted)?;
+        for namespace in &wanted.namespaces {
+            let object = format!("namespace {} of subsystem {}", namespace.nsid, wanted.name);
+            if let Err(message) = self.apply_namespace(&shared, namespace).await {
+                failures.push(ApplyFailure { object, message });
+            }
+        }
+        Ok(())
+    }
+
+    /// The subsystem, made if it is not there.
+    fn subsystem(&self, wanted: &handoff::Subsystem) -> Result<Arc<SharedSubsystem>, String> {
         let names = [wanted.nqn.clone(), wanted.serial.clone(), wanted.model.clone()];
-        if !targets.subsystems.contains_key(&wanted.name) {
+        let mut targets = self.lock();
+        let Some(known) = targets.subsystems.get(&wanted.name) else {
             let config = SubsystemConfig {
                 nqn: wanted.nqn.clone(),
                 serial: wanted.serial.clone(),
@@ -120,32 +189,25 @@ impl Registry {
             let store = Store::open(&self.config.state_dir, &wanted.name)
                 .map_err(|error| crate::line(&error))?;
             let shared = Arc::new(SharedSubsystem::new(wanted.name.clone(), subsystem, store));
-            let known = Known { names: names.clone(), shared, namespaces: BTreeMap::new() };
+            let known = Known { names, shared: Arc::clone(&shared), namespaces: BTreeMap::new() };
             targets.subsystems.insert(wanted.name.clone(), known);
-        }
-        let Some(known) = targets.subsystems.get_mut(&wanted.name) else {
-            return Ok(());
+            return Ok(shared);
         };
         if known.names != names {
             return Err("nqn, serial and model cannot change while it is served: remove its \
                         endpoints first, or restart the frontend"
                 .to_owned());
         }
-        for namespace in &wanted.namespaces {
-            let object = format!("namespace {} of subsystem {}", namespace.nsid, wanted.name);
-            if let Err(message) = self.apply_namespace(known, namespace).await {
-                failures.push(ApplyFailure { object, message });
-            }
-        }
-        Ok(())
+        Ok(Arc::clone(&known.shared))
     }
 
     async fn apply_namespace(
         &self,
-        known: &mut Known,
+        shared: &SharedSubsystem,
         wanted: &handoff::Namespace,
     ) -> Result<(), String> {
-        if known.namespaces.get(&wanted.nsid) == Some(wanted) {
+        let known = self.lock().namespace(shared.name(), wanted.nsid).cloned();
+        if known.as_ref() == Some(wanted) {
             return Ok(());
         }
         let info = self
@@ -154,11 +216,11 @@ impl Registry {
             .await
             .map_err(|error| error.line())?;
         let nsid = Nsid(wanted.nsid);
-        let exists = known.shared.lock().namespace(nsid).is_some();
+        let exists = shared.lock().namespace(nsid).is_some();
         let result = if exists {
-            known.shared.lock().resize_namespace(nsid, info.size_bytes)
+            shared.lock().resize_namespace(nsid, info.size_bytes)
         } else {
-            let stored = known.shared.stored(wanted.nsid, &wanted.bdev);
+            let stored = shared.stored(wanted.nsid, &wanted.bdev);
             let size = if wanted.block_size == 0 { info.block_size } else { wanted.block_size };
             let config = NamespaceConfig {
                 nsid,
@@ -174,22 +236,25 @@ impl Registry {
                     None => Protection::None,
                 },
             };
-            known.shared.lock().add_namespace(config)
+            shared.lock().add_namespace(config)
         };
         result.map_err(|error| error.to_string())?;
         tracing::info!(
-            subsystem = known.shared.name(),
+            subsystem = shared.name(),
             nsid = wanted.nsid,
             bytes = info.size_bytes,
             "namespace {}",
             if exists { "resized" } else { "added" }
         );
-        known.shared.announce_change();
-        known.namespaces.insert(wanted.nsid, wanted.clone());
+        shared.announce_change();
+        if let Some(known) = self.lock().subsystems.get_mut(shared.name()) {
+            known.namespaces.insert(wanted.nsid, wanted.clone());
+        }
         Ok(())
     }
 
-    fn apply_endpoint(&self, targets: &mut Targets, wanted: EndpointConfig) -> Result<(), String> {
+    fn apply_endpoint(&self, wanted: EndpointConfig) -> Result<(), String> {
+        let mut targets = self.lock();
         if targets.endpoints.contains_key(&wanted.name) {
             return Ok(());
         }
@@ -198,27 +263,20 @@ impl Registry {
             .get(&wanted.subsystem)
             .map(|known| Arc::clone(&known.shared))
             .ok_or_else(|| format!("subsystem {} is not there", wanted.subsystem))?;
-        let workers = wanted
-            .workers
-            .iter()
-            .map(|name| {
-                let make = || {
-                    let path = self.config.runtime_dir.join(format!("worker-{name}.sock"));
-                    Arc::new(Client::new(path, &format!("frontend-{}", self.config.name)))
-                };
-                Arc::clone(targets.workers.entry(name.clone()).or_insert_with(make))
-            })
-            .collect();
+        let socket = |name: &String| self.config.runtime_dir.join(format!("worker-{name}.sock"));
+        let workers = wanted.workers.iter().map(socket).collect();
+        let sender = format!("frontend-{}", self.config.name);
         let name = wanted.name.clone();
-        let endpoint = Endpoint::start(wanted, subsystem, Arc::clone(&self.backends), workers)
+        let backends = Arc::clone(&self.backends);
+        let endpoint = Endpoint::start(wanted, subsystem, backends, workers, &sender)
             .map_err(|error| crate::line(&error))?;
         tracing::info!(endpoint = name, path = %endpoint.config.path.display(), "endpoint ready");
-        targets.endpoints.insert(name, endpoint);
+        targets.endpoints.insert(name, Arc::new(endpoint));
         Ok(())
     }
 
-    async fn status(&self) -> ProcessStatus {
-        let targets = self.targets.lock().await;
+    fn status(&self) -> ProcessStatus {
+        let targets = self.lock();
         let mut items = Vec::new();
         for (name, known) in &targets.subsystems {
             let mut item = |kind: &str, name: String, message: String| {
@@ -237,15 +295,18 @@ impl Registry {
                 item("namespace", format!("{name}/{}", nsid.0), message);
             }
         }
-        for (name, endpoint) in &targets.endpoints {
-            let state = if endpoint.is_connected() { "connected" } else { "waiting" };
+        let mut item = |endpoint: &Endpoint, state: &str| {
             items.push(StatusItem {
                 kind: "endpoint".to_owned(),
-                name: name.clone(),
+                name: endpoint.config.name.clone(),
                 state: state.to_owned(),
                 message: endpoint.config.path.display().to_string(),
             });
+        };
+        for endpoint in targets.endpoints.values() {
+            item(endpoint, if endpoint.is_connected() { "connected" } else { "waiting" });
         }
+        targets.ending.iter().for_each(|endpoint| item(endpoint, "ending"));
         ProcessStatus {
             kind: "frontend".to_owned(),
             name: self.config.name.clone(),
@@ -259,62 +320,61 @@ impl Registry {
 }
 
 impl Targets {
-    /// Ends endpoints that are not wanted, or wanted differently.
-    async fn remove_endpoints(&mut self, wanted: &[Result<EndpointConfig, ApplyFailure>]) {
+    /// Has endpoints end that are not wanted, or wanted differently.
+    fn remove_endpoints(&mut self, wanted: &[Result<EndpointConfig, ApplyFailure>]) {
         let stays = |endpoint: &Endpoint| wanted.iter().flatten().any(|w| *w == endpoint.config);
-        let gone: Vec<String> = self
-            .endpoints
-            .iter()
-            .filter(|(_, endpoint)| !stays(endpoint))
-            .map(|(name, _)| name.clone())
-            .collect();
-        for name in gone {
-            if let Some(endpoint) = self.endpoints.remove(&name) {
-                endpoint.stop().await;
-                tracing::info!(endpoint = name, "endpoint removed");
-            }
+        let (kept, gone) = std::mem::take(&mut self.endpoints)
+            .into_iter()
+            .partition(|(_, endpoint)| stays(endpoint));
+        self.endpoints = kept;
+        for (name, endpoint) in gone {
+            endpoint.stop();
+            tracing::info!(endpoint = name, "endpoint removed");
+            self.ending.push(endpoint);
         }
     }
 
-    /// Removes namespaces and subsystems that are not wanted, or whose bdev is another one; returns when nothing of
-    /// them is in flight, so that their bdevs can go.
-    async fn remove_subsystems(&mut self, wanted: &ApplyTargets, failures: &mut Vec<ApplyFailure>) {
-        let mut gone = Vec::new();
-        for (name, known) in &mut self.subsystems {
-            let subsystem = wanted.subsystems.iter().find(|subsystem| subsystem.name == *name);
-            let stays = |old: &handoff::Namespace| {
-                let namespaces = subsystem.iter().flat_map(|subsystem| &subsystem.namespaces);
-                namespaces.into_iter().any(|new| {
-                    (new.nsid, &new.bdev, &new.backend) == (old.nsid, &old.bdev, &old.backend)
-                })
-            };
-            let surplus: Vec<u32> =
-                known.namespaces.values().filter(|old| !stays(old)).map(|old| old.nsid).collect();
-            for nsid in surplus {
-                let removed = known.shared.lock().remove_namespace(Nsid(nsid));
-                if let Err(error) = removed {
-                    let object = format!("namespace {nsid} of subsystem {name}");
-                    failures.push(ApplyFailure { object, message: error.to_string() });
-                    continue;
-                }
-                known.namespaces.remove(&nsid);
-                let number = known.shared.announce_change();
-                tracing::info!(subsystem = name, nsid, "namespace removed");
-                for endpoint in self.endpoints.values().filter(|e| e.config.subsystem == *name) {
-                    if tokio::time::timeout(SETTLE, endpoint.settled(number)).await.is_err() {
-                        let object = format!("namespace {nsid} of subsystem {name}");
-                        let message = format!("still in use by endpoint {}", endpoint.config.name);
-                        failures.push(ApplyFailure { object, message });
-                    }
-                }
+    fn namespace(&self, subsystem: &str, nsid: u32) -> Option<&handoff::Namespace> {
+        self.subsystems.get(subsystem)?.namespaces.get(&nsid)
+    }
+
+    /// Removes the namespaces of a subsystem that are not wanted, or whose bdev is another one. Returns each with the
+    /// number of its change.
+    fn remove_namespaces(
+        &mut self,
+        name: &str,
+        wanted: &ApplyTargets,
+        failures: &mut Vec<ApplyFailure>,
+    ) -> Vec<(u32, u64)> {
+        let Some(known) = self.subsystems.get_mut(name) else { return Vec::new() };
+        let subsystem = wanted.subsystems.iter().find(|subsystem| subsystem.name == *name);
+        let stays = |old: &handoff::Namespace| {
+            let namespaces = subsystem.iter().flat_map(|subsystem| &subsystem.namespaces);
+            namespaces.into_iter().any(|new| {
+                (new.nsid, &new.bdev, &new.backend) == (old.nsid, &old.bdev, &old.backend)
+            })
+        };
+        let surplus: Vec<u32> =
+            known.namespaces.values().filter(|old| !stays(old)).map(|old| old.nsid).collect();
+        let mut removed = Vec::new();
+        for nsid in surplus {
+            let result = known.shared.lock().remove_namespace(Nsid(nsid));
+            if let Err(error) = result {
+                let object = format!("namespace {nsid} of subsystem {name}");
+                failures.push(ApplyFailure { object, message: error.to_string() });
+                continue;
             }
-            if subsystem.is_none() {
-                gone.push(name.clone());
-            }
+            known.namespaces.remove(&nsid);
+            removed.push((nsid, known.shared.announce_change()));
+            tracing::info!(subsystem = name, nsid, "namespace removed");
         }
-        for name in gone {
-            self.subsystems.remove(&name);
-        }
+        removed
+    }
+
+    /// Every endpoint of a subsystem, also of those that end.
+    fn endpoints_of(&self, subsystem: &str) -> Vec<Arc<Endpoint>> {
+        let all = self.endpoints.values().chain(&self.ending);
+        all.filter(|endpoint| endpoint.config.subsystem == subsystem).cloned().collect()
     }
 }
 
@@ -325,7 +385,7 @@ impl Handler for Registry {
                 Ok(Answer::new(reply::Body::ApplyResult(self.apply(wanted).await)))
             }
             request::Body::GetStatus(_) => {
-                Ok(Answer::new(reply::Body::ProcessStatus(self.status().await)))
+                Ok(Answer::new(reply::Body::ProcessStatus(self.status())))
             }
             _ => Err(Failure::unsupported()),
         }

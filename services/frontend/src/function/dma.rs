@@ -2,18 +2,29 @@
 
 use super::{Function, Pending};
 use ipc::dma_table::{Access, DmaError, DmaRow, Mapped};
-use ipc::guest_memory::{Region, RegionId, RegionKey};
+use ipc::guest_memory::{Region, RegionId, RegionKey, RegionPolicy};
+use nvme::range_list::BIT_BUCKET;
 use std::os::fd::{AsFd, OwnedFd};
 use vfio_user::Errno;
 use vfio_user::dma::{DmaMap, DmaUnmap};
 use vfio_user::server::Act;
+
+/// Most bytes of one client's memory objects. Each is mapped whole, sparse or not, by every process that serves the
+/// client, beside those of all its other clients, in an address space of 128 TiB: 4 TiB is more memory than a machine of
+/// today gets, and leaves room for 31 more clients that all ask for as much as they can.
+pub const MAX_MEMORY: u64 = 4 << 40;
 
 impl Function {
     /// Takes over a mapping. A client that maps memory anew waits until the workers have it, so that the first command
     /// that names it finds it.
     pub(super) fn map(&mut self, map: DmaMap) -> Result<Act, Errno> {
         let DmaMap { iova, size, offset, access, fd } = map;
-        let wanted = if access.write() { Access::READ_WRITE } else { Access::READ };
+        // What may be written may be read: memory has no other kind of page.
+        let wanted = match (access.read(), access.write()) {
+            (_, true) => Access::READ_WRITE,
+            (true, false) => Access::READ,
+            (false, false) => Access::NONE,
+        };
         let (region, access) = match fd {
             Some(fd) => {
                 let id = self.region(fd, offset + size)?;
@@ -76,17 +87,19 @@ impl Function {
             self.complain("dma map", error);
             Errno::EINVAL
         };
+        self.policy.check(fd.as_fd()).map_err(|error| refused(&error))?;
         let key = RegionKey::of(fd.as_fd()).map_err(|error| refused(&error))?;
-        if let Some(id) = self.memory.regions().find(&key) {
-            let size = self.memory.regions().get(id).map_or(0, |region| region.len());
-            if needed <= size {
-                return Ok(id);
-            }
+        let regions = self.memory.regions();
+        // An object that has grown since it was mapped is there a second time.
+        let fits = |region: &Region| region.key() == key && region.len() >= needed;
+        if let Some((id, _)) = regions.iter().find(|(_, region)| fits(region)) {
+            return Ok(id);
         }
-        let region = Region::map(fd, needed, &self.policy).map_err(|error| refused(&error))?;
         // The last id is the workers' bit bucket, which they would not give up.
-        let free = self.memory.regions().free_id().filter(|&id| id != nvme::range_list::BIT_BUCKET);
-        let id = free.ok_or(Errno::ENOSPC)?;
+        let id = regions.free_id().filter(|&id| id != BIT_BUCKET).ok_or(Errno::ENOSPC)?;
+        let held: u64 = regions.iter().map(|(_, region)| region.len()).sum();
+        let policy = RegionPolicy { max_size: MAX_MEMORY.saturating_sub(held), ..self.policy };
+        let region = Region::map(fd, needed, &policy).map_err(|error| refused(&error))?;
         if let Err(error) = region.prefault() {
             tracing::debug!(endpoint = self.name, %error, "client memory not prefaulted");
         }

@@ -27,6 +27,12 @@ impl Interrupts {
         *self = Self::new(self.count);
     }
 
+    /// A reset: nothing of before fires any more.
+    pub(super) fn forget_pending(&mut self) {
+        self.vectors.forget_pending();
+        self.request.forget_pending();
+    }
+
     /// Fires a vector: signals its eventfd, or latches it and shows it as pending.
     ///
     /// # Errors

@@ -118,6 +118,8 @@ pub struct Function {
     effects: Vec<Effect>,
     pending: Option<Pending>,
     now: Duration,
+    /// Admin commands are there that the last look left.
+    more: bool,
     /// A write to an eventfd of the client's blocked.
     stuck: bool,
     /// For log lines that the client can cause.
@@ -163,6 +165,7 @@ impl Function {
             effects: Vec::new(),
             pending: None,
             now: Duration::ZERO,
+            more: false,
             stuck: false,
             limit: Limit::per_second(LOG_LINES),
         })
@@ -239,9 +242,10 @@ impl Function {
     pub fn poll(&mut self, now: Duration) -> Option<Result<(), Errno>> {
         self.now = now;
         self.memory.refresh();
-        self.with_controller(|controller, cx| {
-            controller.process_admin(cx);
+        self.more = self.with_controller(|controller, cx| {
+            let more = controller.process_admin(cx);
             controller.poll(cx);
+            more
         });
         // A controller that is not enabled has nothing to lose; the next client finds it as a reset left it.
         let serves = self.controller.is_ready() && !self.controller.is_draining();
@@ -261,6 +265,7 @@ impl Function {
             Some(Pending::Reset) => {
                 self.config.reset();
                 self.msix.reset();
+                self.interrupts.forget_pending();
             }
             Some(Pending::Unmapped(_)) => self.drop_unused_regions(),
             Some(Pending::Handed(_)) | None => {}
@@ -270,7 +275,7 @@ impl Function {
 
     /// Whether something waits that only time or a worker's kick moves on.
     pub fn is_waiting(&self) -> bool {
-        self.pending.is_some() || self.controller.is_waiting()
+        self.pending.is_some() || self.more || self.controller.is_waiting()
     }
 
     /// The answer to an [`Effect::Request`].

@@ -1,0 +1,154 @@
+//! What a client's acts wait for at the workers.
+
+use crate::support::{BOUND, Guest, Target, client, memory, read_write, run};
+use crate::worker::FakeWorker;
+use nvme_spec::CommandId;
+use nvme_spec::command::{AdminOpcode, Command};
+use nvme_spec::feature::FeatureId;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use vfio_user::Header;
+use vfio_user::dma::{DmaUnmap, Iova};
+use vfio_user::message::DmaUnmapBody;
+use vireo_proto::handoff::DoorbellMode;
+use zerocopy::IntoBytes;
+
+/// How long an unmap that waits is seen to wait.
+const A_WHILE: Duration = Duration::from_millis(300);
+/// More admin commands than are handled at a time.
+const BURST: u64 = 60;
+/// Where extra memory is mapped.
+const EXTRA: u64 = 1 << 40;
+
+/// Maps and unmaps until an unmap is not answered: the worker is attached then. Returns with the unmap under way.
+fn unmap_that_waits(guest: &mut Guest) {
+    let until = Instant::now() + BOUND;
+    guest.client.set_timeout(A_WHILE);
+    let extra = memory(4096);
+    loop {
+        assert!(Instant::now() < until, "unmaps do not wait for the worker");
+        let fd = Some((extra.as_fd(), 0));
+        guest.client.dma_map(Iova(EXTRA), 4096, read_write(), fd).unwrap();
+        let body = DmaUnmapBody { argsz: 24, address: EXTRA, size: 4096, ..Default::default() };
+        let message =
+            Header::command(9, vfio_user::Command::DMA_UNMAP, 24).with_body(body.as_bytes());
+        guest.client.send_raw(&message, &[]).unwrap();
+        if guest.client.receive_raw().is_err() {
+            return;
+        }
+    }
+}
+
+#[test]
+fn memory_that_a_worker_refused_is_unmapped_when_the_worker_says_so() {
+    run(async {
+        let target = Target::start();
+        let worker = Arc::new(FakeWorker::default());
+        let _server = target.start_worker(&worker);
+        worker.refuse("add 1");
+        assert_eq!(target.apply(target.targets(DoorbellMode::Mapped)).await, []);
+        let (socket, of_client) = (target.socket(), Arc::clone(&worker));
+        client(move || {
+            let worker = of_client;
+            let mut guest = Guest::attach(&socket);
+            worker.sees_blocking("add 0");
+            unmap_that_waits(&mut guest);
+            assert!(worker.saw("add 1"), "it was offered");
+            worker.acknowledge_unmaps();
+            guest.client.set_timeout(BOUND);
+            assert!(!guest.client.receive_raw().unwrap().header.flags.error());
+            worker.sees_blocking("remove 1");
+        })
+        .await;
+        target.stop().await;
+    });
+}
+
+#[test]
+fn an_unmap_ends_when_the_worker_is_dead() {
+    run(async {
+        let target = Target::start();
+        let worker = Arc::new(FakeWorker::default());
+        let server = target.start_worker(&worker);
+        assert_eq!(target.apply(target.targets(DoorbellMode::Mapped)).await, []);
+        let (socket, of_client) = (target.socket(), Arc::clone(&worker));
+        client(move || {
+            let mut guest = Guest::attach(&socket);
+            of_client.sees_blocking("add 0");
+            unmap_that_waits(&mut guest);
+            server.abort();
+            guest.client.set_timeout(BOUND);
+            assert!(!guest.client.receive_raw().unwrap().header.flags.error());
+            guest.client.dma_unmap(DmaUnmap::All).unwrap();
+        })
+        .await;
+        target.stop().await;
+    });
+}
+
+#[test]
+fn a_worker_that_dies_and_comes_back_between_two_looks_gets_the_client_again() {
+    run(async {
+        let target = Target::start();
+        let worker = Arc::new(FakeWorker::default());
+        let server = target.start_worker(&worker);
+        assert_eq!(target.apply(target.targets(DoorbellMode::Mapped)).await, []);
+        let (socket, of_client) = (target.socket(), Arc::clone(&worker));
+        let guest = client(move || {
+            let guest = Guest::attach(&socket);
+            of_client.sees_blocking("add 0");
+            guest
+        })
+        .await;
+        server.abort();
+        let successor = Arc::new(FakeWorker::default());
+        // The name is free once the server's task is gone.
+        tokio::task::yield_now().await;
+        let _server = target.start_worker(&successor);
+        successor.sees("attach vm0").await;
+        successor.sees("add 0").await;
+        drop(guest);
+        target.stop().await;
+    });
+}
+
+#[test]
+fn a_burst_of_admin_commands_is_served_though_the_doorbell_rings_once() {
+    run(async {
+        let target = Target::start();
+        let worker = Arc::new(FakeWorker::default());
+        let _server = target.start_worker(&worker);
+        assert_eq!(target.apply(target.targets(DoorbellMode::Shadow)).await, []);
+        let (socket, of_client) = (target.socket(), Arc::clone(&worker));
+        client(move || {
+            let worker = of_client;
+            let mut guest = Guest::attach(&socket);
+            worker.sees_blocking("add 0");
+            // The worker is attached: the frontend need not look at the doorbells by itself.
+            unmap_that_waits(&mut guest);
+            worker.acknowledge_unmaps();
+            guest.client.set_timeout(BOUND);
+            guest.client.receive_raw().unwrap();
+            guest.enable_with(64);
+            let mut features = Command::admin(AdminOpcode::GET_FEATURES, CommandId(1));
+            features.cdw10 = u32::from(FeatureId::NUMBER_OF_QUEUES.0);
+            let bytes: Vec<u8> =
+                features.into_words().iter().flat_map(|w| w.to_le_bytes()).collect();
+            for slot in 0..BURST {
+                guest.memory.write_all_at(&bytes, 0x1000 + 64 * slot).unwrap();
+            }
+            guest.write(0x1000, &(BURST as u32).to_le_bytes());
+            let until = Instant::now() + BOUND;
+            let mut last = [0; 16];
+            while last[14] & 1 == 0 {
+                assert!(Instant::now() < until, "commands are left in the queue");
+                std::thread::sleep(Duration::from_millis(1));
+                guest.memory.read_exact_at(&mut last, 0x2000 + 16 * (BURST - 1)).unwrap();
+            }
+        })
+        .await;
+        target.stop().await;
+    });
+}
