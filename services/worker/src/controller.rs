@@ -239,7 +239,8 @@ impl Controller {
             self.take_in(now);
             work += 1;
         }
-        if !self.namespaces.open().is_empty() {
+        // What channels owe is in flight here.
+        if !self.slots.submitted().is_empty() {
             work += self.poll_channels(now);
         }
         if self.failure.is_none() {
