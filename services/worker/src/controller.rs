@@ -258,7 +258,7 @@ impl Controller {
         if self.owed != 0 {
             work += self.signal(now, notifier);
         }
-        if self.seen.is_pending() {
+        if self.seen.is_pending(work) {
             self.acknowledge();
         }
         if self.page.load(0) != self.admin_tail {

@@ -57,6 +57,8 @@ pub struct Reactor<C, N> {
     controllers: Vec<Served>,
     /// Next one of the cold controllers.
     cold: usize,
+    /// A controller is to go when nothing of it is in flight.
+    detaching: bool,
     messages: Receiver<Message>,
     notices: SyncSender<Notice>,
     flag: Arc<AtomicBool>,
@@ -104,6 +106,7 @@ impl<C: Clock, N: Notifier> Reactor<C, N> {
             polls: 0,
             controllers: Vec::new(),
             cold: 0,
+            detaching: false,
             messages: inbox,
             notices: outlet,
             flag: flag.clone(),
@@ -147,6 +150,9 @@ impl<C: Clock, N: Notifier> Reactor<C, N> {
         }
         if count > 1 {
             self.cold = (self.cold + 1) % count;
+        }
+        if self.detaching && work > 0 {
+            self.detach();
         }
         work
     }
@@ -245,7 +251,9 @@ impl<C: Clock, N: Notifier> Reactor<C, N> {
         }
     }
 
-    /// Takes out controllers that are detaching and have nothing in flight.
+    /// Takes out controllers that are detaching and have nothing in flight. What others have in flight ends by a poll,
+    /// after which this is done again; until then the thread may sleep, however long a block device takes.
+    #[cold]
     fn detach(&mut self) {
         let mut index = 0;
         while let Some(served) = self.controllers.get(index) {
@@ -256,9 +264,7 @@ impl<C: Clock, N: Notifier> Reactor<C, N> {
                 index += 1;
             }
         }
-        if self.controllers.iter().any(|served| served.detaching) {
-            self.flag.store(true, Ordering::Release);
-        }
+        self.detaching = self.controllers.iter().any(|served| served.detaching);
     }
 }
 

@@ -9,6 +9,7 @@ use ipc::iova::Iova;
 use ipc::layout::MAX_IN_FLIGHT;
 use ipc::layout::queues::{InFlightSlot, SlotState};
 use nvme_spec::command::Command;
+use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 
 /// Pieces of guest memory that are told apart for one command; a command with more is taken to touch what lies between
@@ -49,6 +50,8 @@ pub struct Flight {
     pub since: u64,
     /// Not 0: the first unmap that touches its memory.
     pub unmap_version: u64,
+    /// A version of the controller segment is acknowledged when it has ended ([`Slots::hold`]).
+    held: bool,
     extents: [(u64, u64); EXTENTS],
     extent_count: u8,
 }
@@ -64,6 +67,7 @@ impl Flight {
         bytes: 0,
         since: 0,
         unmap_version: 0,
+        held: false,
         extents: [(0, 0); EXTENTS],
         extent_count: 0,
     };
@@ -105,6 +109,12 @@ pub struct Slots {
     free_count: usize,
     flights: Box<[Flight]>,
     submitted: Vec<u16>,
+    /// Orphans among the submitted.
+    orphans: usize,
+    /// Held commands among the submitted.
+    held: usize,
+    /// Commands that an unmap touched, and its version, oldest first. Of some of them that have ended since.
+    unmapped: VecDeque<(u16, u64)>,
 }
 
 impl Slots {
@@ -116,6 +126,9 @@ impl Slots {
             free_count: MAX_IN_FLIGHT,
             flights: vec![Flight::NONE; MAX_IN_FLIGHT].into_boxed_slice(),
             submitted: Vec::with_capacity(MAX_IN_FLIGHT),
+            orphans: 0,
+            held: 0,
+            unmapped: VecDeque::new(),
         }
     }
 
@@ -156,6 +169,11 @@ impl Slots {
 
     /// A block device has a request of this command from now on.
     pub fn submit(&mut self, slot: u16) {
+        debug_assert_ne!(
+            self.flight(slot).kind,
+            Kind::Orphan,
+            "a command without a queue is submitted"
+        );
         let place = self.submitted.len() as u16;
         self.flight_mut(slot).place = place;
         self.submitted.push(slot);
@@ -173,7 +191,85 @@ impl Slots {
         if let Some(&moved) = self.submitted.get(place) {
             self.flight_mut(moved).place = place as u16;
         }
+        let flight = self.flight(slot);
+        if flight.held || flight.kind == Kind::Orphan {
+            self.forget(slot);
+        }
         Some(slot)
+    }
+
+    #[cold]
+    fn forget(&mut self, slot: u16) {
+        let flight = self.flight_mut(slot);
+        let held = std::mem::take(&mut flight.held);
+        let orphan = flight.kind == Kind::Orphan;
+        self.held -= usize::from(held);
+        self.orphans -= usize::from(orphan);
+    }
+
+    /// The queues of all submitted commands are gone.
+    pub fn orphan(&mut self) {
+        self.orphans = self.submitted.len();
+        for index in 0..self.submitted.len() {
+            let slot = self.submitted[index];
+            self.flight_mut(slot).kind = Kind::Orphan;
+        }
+    }
+
+    /// Submitted commands whose queues are gone.
+    pub fn orphans(&self) -> usize {
+        self.orphans
+    }
+
+    /// Notes which of the submitted commands something waits for, in place of those that were noted before.
+    pub fn hold(&mut self, wanted: impl Fn(&Flight) -> bool) {
+        self.held = 0;
+        for index in 0..self.submitted.len() {
+            let flight = self.flight_mut(self.submitted[index]);
+            flight.held = wanted(flight);
+            self.held += usize::from(flight.held);
+        }
+    }
+
+    /// Submitted commands that something waits for.
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
+    /// An unmap of this version touches these bytes. Versions never fall.
+    pub fn unmap(&mut self, iova: Iova, size: u64, version: u64) {
+        for index in 0..self.submitted.len() {
+            let slot = self.submitted[index];
+            let flight = self.flight_mut(slot);
+            if flight.unmap_version == 0 && flight.touches(iova, size) {
+                flight.unmap_version = version;
+                self.unmapped.push_back((slot, version));
+            }
+        }
+        if self.unmapped.len() > 2 * MAX_IN_FLIGHT {
+            // Behind one that does not end, most have.
+            let mut marked = std::mem::take(&mut self.unmapped);
+            marked.retain(|mark| self.is_unmapped(mark));
+            self.unmapped = marked;
+        }
+    }
+
+    /// Version of the oldest unmap that touches a submitted command.
+    pub fn oldest_unmap(&mut self) -> Option<u64> {
+        while let Some(mark) = self.unmapped.front() {
+            if self.is_unmapped(mark) {
+                return Some(mark.1);
+            }
+            self.unmapped.pop_front();
+        }
+        None
+    }
+
+    /// Whether a mark is that of a command which is still submitted: another one in its slot has another version.
+    fn is_unmapped(&self, &(slot, version): &(u16, u64)) -> bool {
+        let flight = self.flight(slot);
+        flight.unmap_version == version
+            && self.submitted.get(usize::from(flight.place)) == Some(&slot)
     }
 
     /// Commands of which a block device has a request.
@@ -224,8 +320,10 @@ mod tests {
         let mut slots = Slots::new();
         let (a, b) = (slots.take().unwrap(), slots.take().unwrap());
         assert_eq!(slots.retire(u32::from(a)), None);
-        slots.submit(a);
-        slots.submit(b);
+        for slot in [a, b] {
+            *slots.flight_mut(slot) = Flight::new(1, slot, 0, Kind::Single);
+            slots.submit(slot);
+        }
         assert_eq!(slots.retire(u32::from(a)), Some(a));
         assert_eq!(slots.retire(u32::from(a)), None);
         assert_eq!(slots.retire(u32::MAX), None);
@@ -246,5 +344,74 @@ mod tests {
         assert!(!flight.touches(Iova(0), 0));
         flight.touch(std::iter::empty());
         assert!(!flight.touches(Iova(0), u64::MAX));
+    }
+
+    /// A command on the 4096 bytes at `iova`.
+    fn submit_at(slots: &mut Slots, iova: u64) -> u16 {
+        let slot = slots.take().unwrap();
+        let mut flight = Flight::new(1, slot, 0, Kind::Single);
+        flight.touch([(Iova(iova), 4096)].into_iter());
+        *slots.flight_mut(slot) = flight;
+        slots.submit(slot);
+        slot
+    }
+
+    fn end(slots: &mut Slots, slot: u16) {
+        assert_eq!(slots.retire(u32::from(slot)), Some(slot));
+        slots.give(slot);
+    }
+
+    #[test]
+    fn oldest_unmap_is_that_of_a_command_which_is_still_under_way() {
+        let mut slots = Slots::new();
+        let (a, b) = (submit_at(&mut slots, 0), submit_at(&mut slots, 4096));
+        slots.unmap(Iova(1 << 30), 4096, 4);
+        assert_eq!(slots.oldest_unmap(), None, "it touches nothing");
+        slots.unmap(Iova(4096), 4096, 5);
+        slots.unmap(Iova(0), u64::MAX, 6);
+        assert_eq!(slots.oldest_unmap(), Some(5));
+        end(&mut slots, b);
+        assert_eq!(slots.oldest_unmap(), Some(6));
+        let again = submit_at(&mut slots, 4096);
+        assert_eq!(again, b, "another command in the same slot");
+        assert_eq!(slots.oldest_unmap(), Some(6));
+        end(&mut slots, a);
+        assert_eq!(slots.oldest_unmap(), None);
+        slots.unmap(Iova(4096), 1, 7);
+        assert_eq!(slots.oldest_unmap(), Some(7));
+    }
+
+    #[test]
+    fn marks_do_not_grow_behind_a_command_that_never_ends() {
+        let mut slots = Slots::new();
+        submit_at(&mut slots, 0);
+        slots.unmap(Iova(0), 4096, 1);
+        for version in 2..10 * MAX_IN_FLIGHT as u64 {
+            let slot = submit_at(&mut slots, 4096);
+            slots.unmap(Iova(4096), 4096, version);
+            end(&mut slots, slot);
+        }
+        assert!(slots.unmapped.len() <= 2 * MAX_IN_FLIGHT);
+        assert_eq!(slots.oldest_unmap(), Some(1));
+    }
+
+    #[test]
+    fn what_is_waited_for_is_counted_down_as_it_ends() {
+        let mut slots = Slots::new();
+        let all: Vec<u16> = (0..4).map(|page| submit_at(&mut slots, page * 4096)).collect();
+        slots.hold(|flight| flight.cid != all[0]);
+        assert_eq!(slots.held(), 3);
+        slots.hold(|flight| flight.cid == all[1] || flight.cid == all[2]);
+        assert_eq!(slots.held(), 2);
+        end(&mut slots, all[1]);
+        end(&mut slots, all[0]);
+        assert_eq!((slots.held(), slots.orphans()), (1, 0));
+        slots.orphan();
+        assert_eq!((slots.held(), slots.orphans()), (1, 2));
+        let late = submit_at(&mut slots, 0);
+        end(&mut slots, late);
+        end(&mut slots, all[3]);
+        end(&mut slots, all[2]);
+        assert_eq!((slots.held(), slots.orphans()), (0, 0));
     }
 }

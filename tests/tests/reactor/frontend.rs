@@ -246,6 +246,21 @@ fn detached_controller_comes_back_when_nothing_is_in_flight() {
     assert!(rig.queue(1, ENTRIES).pop().is_none());
 }
 
+/// However long a block device takes, the thread need not look all the time whether it has come.
+#[test]
+fn worker_sleeps_while_a_controller_waits_to_be_detached() {
+    let mut worker = Worker::new();
+    let rig = busy(&mut worker);
+    worker.send(Message::Detach(rig.layout.id()));
+    worker.polls(1000);
+    assert_eq!(worker.reactor.poll(), 0);
+    assert!(worker.reactor.prepare_sleep());
+    worker.reactor.woken();
+    worker.pass(LATENCY);
+    assert!(worker.notices().iter().any(|notice| matches!(notice, Notice::Detached(_))));
+    assert!(worker.reactor.prepare_sleep());
+}
+
 #[test]
 fn shadow_doorbells_are_served_and_ring_before_sleep() {
     let mut worker = Worker::new();

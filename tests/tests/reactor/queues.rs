@@ -127,6 +127,42 @@ fn head_past_what_was_posted_stops_that_queue_alone() {
     assert_eq!(status_of(&mut worker, &mut other, command), Status::SUCCESS);
 }
 
+/// However the guest rings, there is nothing to do for it until the queue is made anew.
+#[test]
+fn worker_sleeps_on_a_head_that_cannot_be() {
+    let mut worker = Worker::new();
+    let rig = worker.attach(1, 2, 4, Some(null(0)));
+    // Both submission queues complete to the first completion queue, which they fill.
+    rig.layout.submission_queues[2].cqid.store(1, Relaxed);
+    rig.layout.submission_queues[2].generation.fetch_add(1, Relaxed);
+    worker.settle(&rig);
+    let (mut first, mut second) = (rig.queue(1, 4), rig.queue(2, 4));
+    (0..3).for_each(|cid| first.push(read(cid, 0, rig.buffers(1))));
+    first.ring();
+    worker.polls(3);
+    second.push(read(3, 0, rig.buffers(1)));
+    second.ring();
+    rig.doorbells.store(3, 9);
+    worker.polls(1000);
+    assert_eq!(rig.queues.completion_queues[1].invalid_doorbell.load(Acquire), 10);
+    assert_eq!(rig.queues.submission_queues[2].fetched.load(Acquire), 0);
+    assert!(worker.reactor.prepare_sleep(), "nothing can be done for this guest");
+    worker.reactor.woken();
+    // A submission queue that is made for it is not served either.
+    rig.layout.submission_queues[2].generation.fetch_add(1, Relaxed);
+    worker.settle(&rig);
+    worker.polls(1000);
+    assert_eq!(rig.queues.submission_queues[2].fetched.load(Acquire), 0);
+    assert!(worker.reactor.prepare_sleep(), "nothing can be done for this guest");
+    worker.reactor.woken();
+    rig.doorbells.store(3, 0);
+    rig.doorbells.store(2, 0);
+    rig.add_queue(1, 4, Some(1));
+    worker.settle(&rig);
+    let command = read(4, 0, rig.buffers(1));
+    assert_eq!(status_of(&mut worker, &mut rig.queue(1, 4), command), Status::SUCCESS);
+}
+
 #[test]
 fn one_queue_does_not_starve_another() {
     let mut worker = Worker::new();

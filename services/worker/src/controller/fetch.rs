@@ -206,11 +206,18 @@ impl Controller {
         self.kick = true;
     }
 
-    /// The host rang a head that cannot be.
+    /// The host rang a head that cannot be: nobody knows any more what room there is, so nothing is fetched for it.
     #[cold]
     pub(super) fn refuse_head(&mut self, cqid: usize, invalid: InvalidDoorbell) {
         if let Some(Some(cq)) = self.cqs.get_mut(cqid) {
             cq.valid = false;
+        }
+        for (qid, sq) in self.sqs.iter_mut().enumerate() {
+            if let Some(sq) = sq.as_mut().filter(|sq| sq.cqid == cqid && sq.state == State::Active)
+            {
+                sq.state = State::Invalid;
+                self.rotation.remove(qid);
+            }
         }
         let position = &self.queues.completion_queues[cqid];
         position.invalid_doorbell.store(invalid.0.saturating_add(1), Ordering::Release);

@@ -26,6 +26,8 @@ pub(super) struct Seen {
     abort_number: u64,
     started: bool,
     pending: bool,
+    /// What is pending is to be looked at even if the poll does nothing.
+    look: bool,
 }
 
 impl Seen {
@@ -42,10 +44,14 @@ impl Seen {
             || !self.started
     }
 
-    /// Whether something is still to be acknowledged.
+    /// Whether something is still to be acknowledged, and a poll that did this much may have changed that.
     #[inline]
-    pub(super) fn is_pending(&self) -> bool {
-        self.pending
+    pub(super) fn is_pending(&self, work: usize) -> bool {
+        self.pending && (self.look || work > 0)
+    }
+
+    fn look(&mut self) {
+        (self.pending, self.look) = (true, true);
     }
 }
 
@@ -74,21 +80,21 @@ impl Controller {
             self.take_in_abort(now);
         }
         self.seen.started = true;
-        self.seen.pending = true;
+        self.seen.look();
     }
 
-    /// Acknowledges what is in effect. What has to wait is looked at again at the next poll.
+    /// Acknowledges what is in effect. What has to wait is looked at again when a poll has done something. The cost does
+    /// not grow with the commands in flight: a block device that keeps some for ever must not slow the others down.
     #[cold]
     pub(super) fn acknowledge(&mut self) {
+        self.seen.look = false;
         let idle = self.slots.submitted().is_empty();
-        let orphans = self.slots.submitted().iter();
-        let old = orphans.filter(|&&slot| self.slots.flight(slot).kind == Kind::Orphan).count();
+        let old = self.slots.orphans();
         // A shutdown is complete when no block device has anything of this controller any more.
         let stopped = self.state != ControllerState::Stopped || (idle && self.waiting.is_empty());
         let drained = self.remove_drained_queues() && self.namespaces_drained() && stopped;
         self.close_finished_channels();
-        let unmapped = self.slots.submitted().iter().map(|&slot| self.slots.flight(slot));
-        let oldest = unmapped.map(|f| f.unmap_version).filter(|&v| v != 0).min();
+        let oldest = self.slots.oldest_unmap();
         let dma_version = oldest.map_or(self.seen.dma_version, |version| version - 1);
 
         let acknowledged = &self.queues.acknowledged;
@@ -102,7 +108,7 @@ impl Controller {
         };
         raise(&acknowledged.dma_version, dma_version);
         raise(&acknowledged.abort_number, self.seen.abort_number);
-        if old == 0 || idle {
+        if old == 0 {
             raise(&acknowledged.reset_generation, self.seen.reset_generation);
         }
         if drained {
@@ -114,7 +120,7 @@ impl Controller {
 
     /// Has the next poll look at what may be acknowledged, or closed.
     pub(super) fn await_acknowledgement(&mut self) {
-        self.seen.pending = true;
+        self.seen.look();
     }
 
     /// Lets go of all queues: a reset. Commands that no block device has end here; the others end when it is done.
@@ -131,8 +137,8 @@ impl Controller {
         for index in 0..self.slots.submitted().len() {
             let Some(&slot) = self.slots.submitted().get(index) else { break };
             self.release_parts(slot);
-            self.slots.flight_mut(slot).kind = Kind::Orphan;
         }
+        self.slots.orphan();
         self.sqs.iter_mut().for_each(|sq| *sq = None);
         self.cqs.iter_mut().for_each(|cq| *cq = None);
         self.rotation.clear();
@@ -151,7 +157,7 @@ impl Controller {
         // Release: whoever sees the reason sees that nothing was posted after it.
         self.queues.acknowledged.failure.store(reason as u32, Ordering::Release);
         self.drop_queues();
-        self.seen.pending = true;
+        self.seen.look();
         self.kick = true;
     }
 
@@ -286,9 +292,11 @@ impl Controller {
             None => {}
         }
         let cqid = row.cqid.load(Ordering::Relaxed) as usize;
-        if !wanted || self.cqs.get(cqid).is_none_or(Option::is_none) {
+        if !wanted {
             return;
         }
+        let Some(Some(cq)) = self.cqs.get(cqid) else { return };
+        let state = if cq.valid { State::Active } else { State::Invalid };
         let entries = row.entries.load(Ordering::Relaxed).clamp(2, MAX_QUEUE_ENTRIES);
         let base = Iova(row.base.load(Ordering::Relaxed));
         let position = &self.queues.submission_queues[qid];
@@ -302,10 +310,12 @@ impl Controller {
             cqid,
             generation,
             in_flight: 0,
-            state: State::Active,
+            state,
             event_index_at: 0,
         });
-        self.rotation.insert(qid);
+        if state == State::Active {
+            self.rotation.insert(qid);
+        }
     }
 
     /// Completes the waiting commands of a queue that is being deleted.
@@ -359,16 +369,16 @@ impl Controller {
         for (index, row) in self.layout.namespaces.iter().enumerate() {
             self.requests.extend(self.namespaces.load(index, row));
         }
+        // Write protection is in effect when the writes that came before it have ended.
+        let Self { slots, namespaces, .. } = self;
+        slots.hold(|flight| {
+            let view = namespaces.get(usize::from(flight.namespace)).and_then(|entry| entry.view);
+            flight.op.writes() && view.is_some_and(|view| view.write_protected)
+        });
     }
 
     fn namespaces_drained(&self) -> bool {
-        let protected = self.slots.submitted().iter().any(|&slot| {
-            let flight = self.slots.flight(slot);
-            let view = self.namespaces.get(usize::from(flight.namespace));
-            flight.op.writes()
-                && view.and_then(|entry| entry.view).is_some_and(|v| v.write_protected)
-        });
-        !protected
+        self.slots.held() == 0
             && self.namespaces.open().iter().all(|&row| !self.namespaces.is_draining(row.into()))
     }
 
@@ -395,13 +405,7 @@ impl Controller {
         let Self { slots, sqs, cqs, shadow, memory, layout, .. } = self;
         let mut number = seen;
         let mut touch = |iova: Iova, size: u64, version: u64| {
-            for index in 0..slots.submitted().len() {
-                let Some(&slot) = slots.submitted().get(index) else { break };
-                let flight = slots.flight_mut(slot);
-                if flight.unmap_version == 0 && flight.touches(iova, size) {
-                    flight.unmap_version = version;
-                }
-            }
+            slots.unmap(iova, size, version);
             let sqs = sqs.iter_mut().flatten().map(|sq| &mut sq.memory);
             let cqs = cqs.iter_mut().flatten().map(|cq| &mut cq.memory);
             sqs.chain(cqs).filter(|queue| queue.touches(iova, size)).for_each(QueueMemory::forget);
