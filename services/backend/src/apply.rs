@@ -15,7 +15,7 @@ use bdev::null::NullChannel;
 use bdev::nvme::{NvmeDevice, NvmeOptions};
 use ipc::device_memory::DeviceMemory;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -274,6 +274,16 @@ async fn file_device(
     let size = device.geometry().size;
     let unit = u32::try_from(device.alignment().unit).unwrap_or(u32::MAX);
     info!(bdev = wanted.name, direct = device.direct(), unit, "file opened");
+    if let Some(reason) = device.refusal() {
+        // The same for all files: said once.
+        static SAID: Once = Once::new();
+        SAID.call_once(|| {
+            tracing::warn!(
+                %reason,
+                "io_uring is refused here (seccomp, kernel.io_uring_disabled): threads serve files, at more cost"
+            );
+        });
+    }
     let kind = Kind::File { read_only: file.read_only };
     let minimum_block_size = unit.max(SMALLEST_BLOCK);
     let entry = Device { key, wanted, size, kind, minimum_block_size };

@@ -137,6 +137,49 @@ fn a_full_ring_says_so_and_takes_more_after_a_poll() {
     assert_eq!(client.submit(&flush(4), &table, 0), Submitted::Pending);
 }
 
+/// A device that has no room.
+struct Crowded;
+
+impl Channel for Crowded {
+    fn geometry(&self) -> Geometry {
+        Geometry { size: 1 << 20, read_only: false }
+    }
+
+    fn submit(&mut self, _request: &Request<'_>, _memory: &RegionTable, _now: u64) -> Submitted {
+        Submitted::Full
+    }
+
+    fn poll(
+        &mut self,
+        _now: u64,
+        _complete: &mut impl FnMut(u32, bdev::request::Outcome),
+    ) -> usize {
+        0
+    }
+
+    fn outstanding(&self) -> usize {
+        1
+    }
+}
+
+#[test]
+fn a_request_that_waits_for_room_does_not_keep_the_backend_awake() {
+    let (mut client, mut server, _segment) = both(4);
+    let (table, _region) = guest();
+    assert!(server.park(), "nothing to do");
+    server.unpark();
+    let flush = Request::new(Op::Flush, 0, 0, &[], 7);
+    assert_eq!(client.submit(&flush, &table, 0), Submitted::Pending);
+    client.publish();
+    assert!(!server.park(), "a request to take");
+    server.unpark();
+    assert_eq!(server.serve(&mut Crowded, &table, 0, 0), 0);
+    assert!(server.park(), "nothing can be done before the device ends something");
+    server.unpark();
+    let mut device = NullChannel::new(Geometry { size: 1 << 20, read_only: false }, 0);
+    assert_eq!(server.serve(&mut device, &table, 0, 0), 1, "and then it is");
+}
+
 #[test]
 fn null_answers_after_its_latency() {
     let mut null = NullChannel::new(GEOMETRY, 1000);

@@ -1,11 +1,17 @@
 //! Every operation on every driver, by lease and by ring, against a plain vector of bytes.
 
+mod block_device;
 mod rig;
 
+use bdev::channel::Channel;
+use bdev::file::{FileDevice, FileOptions};
 use bdev::request::{ErrorKind, Op, Outcome, Request};
+use block_device::LoopDevice;
 use ipc::guest_memory::{MemRange, RegionId};
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 use rig::{GUEST, Rig};
+use std::time::Duration;
 
 const SECTOR: u64 = 512;
 const SECTORS: u64 = 64;
@@ -201,6 +207,24 @@ proptest! {
         check(&mut rig, &draws);
     }
 
+    #[test]
+    fn direct_file_by_threads_equals_the_model(draws in prop::collection::vec(draw(), 1..40)) {
+        let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let path = directory.path().join("disk");
+        let options =
+            FileOptions { size: SECTORS * SECTOR, create: true, threads: true, ..FileOptions::new(path) };
+        check(&mut Rig::open(&options, true), &draws);
+    }
+
+    #[test]
+    fn file_on_tmpfs_by_threads_equals_the_model(draws in prop::collection::vec(draw(), 1..40)) {
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let path = directory.path().join("disk");
+        let options =
+            FileOptions { size: SECTORS * SECTOR, create: true, threads: true, ..FileOptions::new(path) };
+        check(&mut Rig::open(&options, false), &draws);
+    }
+
     /// Null has no content: only outcomes can be checked, and a compare never fails.
     #[test]
     fn null_by_lease_and_by_ring_has_the_models_outcomes(
@@ -217,4 +241,41 @@ proptest! {
             prop_assert_eq!(rig.run(&draw.request(&ranges, index as u32)), outcome);
         }
     }
+}
+
+#[test]
+fn block_device_equals_the_model() {
+    let Some(device) = LoopDevice::new(SECTORS * SECTOR) else { return };
+    for (threads, direct) in [(false, true), (false, false), (true, true), (true, false)] {
+        let options = FileOptions { threads, direct, ..FileOptions::new(device.path()) };
+        let mut runner = TestRunner::new(ProptestConfig { cases: 8, ..ProptestConfig::default() });
+        let draws = prop::collection::vec(draw(), 1..40);
+        let result = runner.run(&draws, |draws| {
+            let mut rig = Rig::open(&options, true);
+            let erase = Request::new(Op::WriteZeroes, 0, SECTORS * SECTOR, &[], 1);
+            assert_eq!(rig.run(&erase), Ok(()));
+            check(&mut rig, &draws);
+            Ok(())
+        });
+        result.unwrap_or_else(|error| panic!("threads: {threads}, direct: {direct}: {error}"));
+    }
+}
+
+#[test]
+fn block_device_has_its_own_size_and_one_owner() {
+    let Some(block) = LoopDevice::new(SECTORS * SECTOR) else { return };
+    let options = FileOptions { lock_wait: Duration::ZERO, ..FileOptions::new(block.path()) };
+    let mut device = FileDevice::open(&options).unwrap();
+    assert_eq!(device.geometry().size, SECTORS * SECTOR);
+    assert!(device.direct());
+    assert!(device.alignment().unit >= SECTOR);
+    assert_eq!(device.resize(0).unwrap(), SECTORS * SECTOR);
+    assert_eq!(device.resize(2 * SECTORS * SECTOR).unwrap_err().kind, ErrorKind::Invalid);
+    assert_eq!(FileDevice::open(&options).err().unwrap().kind, ErrorKind::Busy);
+    drop(device);
+    let larger = FileOptions { size: 2 * SECTORS * SECTOR, ..options.clone() };
+    assert_eq!(FileDevice::open(&larger).err().unwrap().kind, ErrorKind::Invalid);
+    let part = FileOptions { size: SECTOR * 8, read_only: true, ..options };
+    let device = FileDevice::open(&part).unwrap();
+    assert_eq!((device.geometry().size, device.geometry().read_only), (SECTOR * 8, true));
 }

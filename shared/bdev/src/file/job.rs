@@ -1,8 +1,8 @@
-//! One request to a file, step by step: each step is one operation of io_uring, and its result leads to the next. No
+//! One request to a file, step by step: each step is one operation of the engine, and its result leads to the next. No
 //! I/O here.
 
 use super::buffer::{Buffers, MAX_IOVECS, OwnBuffer, Piece, cut, equal, gather, scatter};
-use super::uring::Command;
+use super::engine::Command;
 use crate::request::{ErrorKind, Op, Outcome, Request};
 use ipc::guest_memory::{Access, RegionTable};
 use nix::errno::Errno;

@@ -1,4 +1,5 @@
-//! The file device: a regular file or a block device through io_uring, run by its backend's serve loop.
+//! The file device: a regular file or a block device through io_uring, run by its backend's serve loop. Where the kernel
+//! refuses io_uring, as the seccomp filters of containers do, a small pool of threads makes the same system calls.
 //!
 //! Reads and writes go straight between guest memory and the file. With O_DIRECT, where the file takes it, its alignment
 //! is probed; a request whose memory is not aligned so goes through a buffer, one whose offsets are not is refused.
@@ -10,8 +11,11 @@
 //! of its predecessor is over.
 
 mod buffer;
+mod engine;
 mod job;
 mod open;
+mod system;
+mod threads;
 mod uring;
 
 #[cfg(test)]
@@ -22,18 +26,20 @@ pub use open::FileOptions;
 use crate::channel::{Channel, Geometry, Submitted};
 use crate::error::Error;
 use crate::request::{ErrorKind, Op, Outcome, Request};
+use engine::Engine;
 use ipc::guest_memory::RegionTable;
 use job::{Job, Step};
+use nix::errno::Errno;
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
-use uring::Uring;
 
 /// Most requests that one file has under way; further ones wait in their rings.
 const MAX_JOBS: usize = 256;
 
 /// A file or block device.
 pub struct FileDevice {
-    uring: Uring,
+    engine: Engine,
+    refusal: Option<Errno>,
     geometry: Geometry,
     alignment: Alignment,
     direct: bool,
@@ -62,13 +68,10 @@ impl FileDevice {
     /// What the kernel says, [`ErrorKind::Busy`] if another process holds the lock until `options.lock_wait` is over.
     pub fn open(options: &FileOptions) -> Result<Self, Error> {
         let open::Opened { file, size, alignment, direct, block_device } = options.open()?;
-        let uring = Uring::new(file, MAX_JOBS).map_err(|source| {
-            let hint =
-                "set up io_uring (is it allowed here? sysctl kernel.io_uring_disabled, seccomp)";
-            Error::io(hint, source)
-        })?;
+        let (engine, refusal) = Engine::new(file, MAX_JOBS, options.threads)?;
         Ok(Self {
-            uring,
+            engine,
+            refusal,
             geometry: Geometry { size, read_only: options.read_only },
             alignment,
             direct,
@@ -90,6 +93,11 @@ impl FileDevice {
         self.direct
     }
 
+    /// With what error the kernel refused io_uring, if it did: threads do its work.
+    pub fn refusal(&self) -> Option<Errno> {
+        self.refusal
+    }
+
     /// Takes over the size that is wanted (in bytes), or the one that the file has now if `wanted` is 0. A regular file
     /// that is smaller grows.
     ///
@@ -97,7 +105,7 @@ impl FileDevice {
     /// [`ErrorKind::Invalid`] for a size below the present one, or above a block device's.
     pub fn resize(&mut self, wanted: u64) -> Result<u64, Error> {
         let size = open::settle_size(
-            self.uring.file(),
+            self.engine.file(),
             wanted,
             !self.block_device && !self.geometry.read_only,
             self.alignment.unit,
@@ -116,7 +124,7 @@ impl FileDevice {
         match job.step(spare) {
             Step::End(outcome) => Some(outcome),
             Step::Run(command, buffers) => {
-                let pushed = self.uring.push(key, command, buffers);
+                let pushed = self.engine.push(key, command, buffers);
                 (!pushed).then_some(Err(ErrorKind::Busy))
             }
         }
@@ -206,12 +214,12 @@ impl Channel for FileDevice {
     }
 
     fn publish(&mut self) {
-        self.uring.submit();
+        self.engine.submit();
     }
 
     fn poll(&mut self, _now: u64, complete: &mut impl FnMut(u32, Outcome)) -> usize {
         let mut count = 0;
-        while let Some((key, result, buffers)) = self.uring.pop() {
+        while let Some((key, result, buffers)) = self.engine.pop() {
             let Some(job) = self.jobs.get_mut(key).and_then(Option::as_mut) else { continue };
             let (outcome, spare) = job.take(result, buffers);
             let Some(outcome) = outcome.or_else(|| self.run(key, spare)) else { continue };
@@ -223,7 +231,7 @@ impl Channel for FileDevice {
         if count > 0 && !self.blocked.is_empty() {
             count += self.unblock(complete);
         }
-        self.uring.submit();
+        self.engine.submit();
         count
     }
 
@@ -232,6 +240,6 @@ impl Channel for FileDevice {
     }
 
     fn event(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.uring.event())
+        Some(self.engine.event())
     }
 }

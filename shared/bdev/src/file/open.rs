@@ -1,9 +1,10 @@
 //! Opening a file: creation, lock, size, and what its O_DIRECT asks for.
 
 use super::buffer::{BUFFER_ALIGN, OwnBuffer};
-use super::{Alignment, uring};
+use super::{Alignment, system};
 use crate::error::{Error, ErrorKind};
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::uio::pread;
 use nix::unistd::{Whence, lseek};
 use std::fs::{File, OpenOptions, TryLockError};
@@ -33,6 +34,8 @@ pub struct FileOptions {
     pub read_only: bool,
     /// How long to wait for a predecessor's lock, that is, for its last request to end.
     pub lock_wait: Duration,
+    /// Have threads do the I/O even where io_uring is to be had.
+    pub threads: bool,
 }
 
 /// What [`FileOptions::open`] found.
@@ -54,6 +57,7 @@ impl FileOptions {
             direct: true,
             read_only: false,
             lock_wait: Duration::from_secs(5),
+            threads: false,
         }
     }
 
@@ -64,6 +68,8 @@ impl FileOptions {
             let what = format!("{} is neither a file nor a block device", self.path.display());
             return Err(Error::new(ErrorKind::Unsupported, what));
         }
+        // It was for what is no disk, such as a pipe. Left on, io_uring would try every operation on the serve loop first.
+        let file = without(file, OFlag::O_NONBLOCK)?;
         self.lock(&file)?;
         let block_device = kind.is_block_device();
         let may_grow = !block_device && !self.read_only;
@@ -71,7 +77,7 @@ impl FileOptions {
         let probed = opened_direct.then(|| alignment(&file)).flatten();
         let file = match probed {
             // What O_DIRECT asks for is not to be had: the same description without it, so that the lock stays.
-            None if opened_direct => without_direct(file)?,
+            None if opened_direct => without(file, OFlag::O_DIRECT)?,
             _ => file,
         };
         let alignment = probed.unwrap_or(Alignment { unit: 1, memory: 1 });
@@ -148,7 +154,7 @@ pub(super) fn settle_size(
 /// What direct transfers need: what the kernel says, or, before Linux 6.1, the smallest unit that can be read. `None` if
 /// the file cannot do them.
 fn alignment(file: &File) -> Option<Alignment> {
-    match uring::direct_alignment(file) {
+    match system::direct_alignment(file) {
         Some(Alignment { unit: 0, .. } | Alignment { memory: 0, .. }) => None,
         Some(alignment) => Some(alignment),
         // A read of a hole succeeds with any memory, so that cannot be found out by trying.
@@ -171,10 +177,9 @@ fn probe_unit(file: &File) -> Option<u64> {
     UNITS.into_iter().find(|&unit| reads(unit))
 }
 
-fn without_direct(file: File) -> Result<File, Error> {
-    use nix::fcntl::{FcntlArg, OFlag, fcntl};
-    let failed = |errno| Error::system("clear O_DIRECT", errno);
+fn without(file: File, flag: OFlag) -> Result<File, Error> {
+    let failed = |errno| Error::system(format!("clear {flag:?}"), errno);
     let flags = OFlag::from_bits_retain(fcntl(&file, FcntlArg::F_GETFL).map_err(failed)?);
-    fcntl(&file, FcntlArg::F_SETFL(flags - OFlag::O_DIRECT)).map_err(failed)?;
+    fcntl(&file, FcntlArg::F_SETFL(flags - flag)).map_err(failed)?;
     Ok(file)
 }

@@ -1,8 +1,8 @@
 //! Tests of the file device: the steps of a job by hand, and real files.
 
 use super::buffer::{Buffers, OwnBuffer};
+use super::engine::Command;
 use super::job::{Job, Step};
-use super::uring::Command;
 use super::{FileDevice, FileOptions};
 use crate::channel::{Channel, Submitted};
 use crate::request::{ErrorKind, Op, Outcome, Request};
@@ -235,9 +235,15 @@ fn deallocation_gives_space_back_and_growth_reads_as_zeroes() {
 /// While a pair is under way, a write to its blocks waits; a write elsewhere does not; and the pair waits for writes.
 #[test]
 fn a_pair_and_writes_to_its_blocks_take_turns() {
-    let directory = tempfile::tempdir().unwrap();
+    for threads in [false, true] {
+        let directory = tempfile::tempdir().unwrap();
+        let options = FileOptions { threads, ..options(&directory.path().join("disk")) };
+        take_turns(FileDevice::open(&options).unwrap());
+    }
+}
+
+fn take_turns(mut device: FileDevice) {
     let (table, region) = guest();
-    let mut device = open(&directory.path().join("disk"));
     for round in 1..40_u8 {
         let old = round - 1;
         // Compare with what the last round left, write `round + 100`; the write after it leaves `round`.

@@ -1,41 +1,14 @@
-//! The one place of this crate that holds unsafe code: a submission to io_uring gives pointers to the kernel, and the
-//! memory behind them is kept here until the completion came. (And statx, which nobody wraps.)
+//! io_uring. Holds unsafe code: a submission gives pointers to the kernel, and the memory behind them is kept here until
+//! the completion came.
 #![allow(unsafe_code)]
 
-use super::Alignment;
 use super::buffer::Buffers;
+use super::engine::Command;
+use super::system::gather_iovecs;
 use io_uring::{IoUring, opcode, types};
 use std::fs::File;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, BorrowedFd};
-
-/// An operation on the file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Command {
-    /// Read from this offset into the buffers.
-    Read {
-        /// Bytes.
-        offset: u64,
-    },
-    /// Write the buffers at this offset.
-    Write {
-        /// Bytes.
-        offset: u64,
-        /// The data is durable on completion (RWF_DSYNC).
-        durable: bool,
-    },
-    /// fdatasync.
-    Sync,
-    /// fallocate; always off this thread.
-    Allocate {
-        /// Bytes.
-        offset: u64,
-        /// Bytes.
-        len: u64,
-        /// FALLOC_FL_*.
-        mode: i32,
-    },
-}
 
 /// A ring of the kernel's for one file. Each key has at most one operation at a time.
 pub struct Uring {
@@ -58,9 +31,15 @@ unsafe impl Send for Uring {}
 
 impl Uring {
     /// A ring for keys below `keys`, over a file that it owns from now on.
-    pub fn new(file: File, keys: usize) -> std::io::Result<Self> {
+    ///
+    /// # Errors
+    /// What the kernel says; the file comes back.
+    pub fn new(file: File, keys: usize) -> Result<Self, (File, std::io::Error)> {
         let entries = (keys.max(2) as u32).next_power_of_two();
-        let ring = IoUring::builder().dontfork().build(entries)?;
+        let ring = match IoUring::builder().dontfork().build(entries) {
+            Ok(ring) => ring,
+            Err(error) => return Err((file, error)),
+        };
         let slots = (0..keys).map(|_| Slot::default()).collect();
         Ok(Self {
             ring: ManuallyDrop::new(ring),
@@ -87,20 +66,7 @@ impl Uring {
     pub fn push(&mut self, key: usize, command: Command, buffers: Buffers) -> bool {
         let Some(slot) = self.slots.get_mut(key).filter(|slot| !slot.busy) else { return false };
         slot.buffers = buffers;
-        slot.iovecs.clear();
-        match &mut slot.buffers {
-            Buffers::None => {}
-            Buffers::Guest(pieces) => {
-                slot.iovecs.extend(pieces.iter().filter_map(|piece| piece.slice()).map(|slice| {
-                    libc::iovec { iov_base: slice.as_ptr().cast(), iov_len: slice.len() }
-                }));
-            }
-            Buffers::Own(buffer) => {
-                let window = buffer.window_mut();
-                let (iov_base, iov_len) = (window.as_mut_ptr().cast(), window.len());
-                slot.iovecs.push(libc::iovec { iov_base, iov_len });
-            }
-        }
+        gather_iovecs(&mut slot.buffers, &mut slot.iovecs);
         let fd = types::Fd(self.file.as_raw_fd());
         let (iovecs, count) = (slot.iovecs.as_ptr(), slot.iovecs.len() as u32);
         let entry = match command {
@@ -166,17 +132,4 @@ impl Drop for Uring {
             ManuallyDrop::drop(&mut self.file);
         }
     }
-}
-
-/// What the kernel says that direct transfers of this file need (0: it cannot do them); `None` if it does not say, which
-/// it does since Linux 6.1.
-pub fn direct_alignment(file: &File) -> Option<Alignment> {
-    // SAFETY: all zeroes is a statx structure.
-    let mut stat: libc::statx = unsafe { std::mem::zeroed() };
-    let (flags, mask) = (libc::AT_EMPTY_PATH, libc::STATX_DIOALIGN);
-    // SAFETY: the descriptor is open, the path is an empty string, `stat` is as large as the kernel's structure.
-    let done = unsafe { libc::statx(file.as_raw_fd(), c"".as_ptr(), flags, mask, &mut stat) };
-    let told = done == 0 && stat.stx_mask & libc::STATX_DIOALIGN != 0;
-    let (unit, memory) = (stat.stx_dio_offset_align.into(), stat.stx_dio_mem_align.into());
-    told.then_some(Alignment { unit, memory })
 }

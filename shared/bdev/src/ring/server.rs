@@ -93,13 +93,15 @@ impl RingServer {
         }
     }
 
-    /// Before the backend sleeps: the worker signals from now on. `false`: there is a request to take, do not sleep.
+    /// Before the backend sleeps: the worker signals from now on, or the device does, if it has no room for the next
+    /// request. `false`: there is a request to take, do not sleep.
     pub fn park(&mut self) -> bool {
         if self.gone {
             return true;
         }
         match self.segment.submissions(self.depth) {
-            Some(ring) => self.deferred.is_none() && self.requests.park(ring),
+            // What the device had no room for goes on when it ends something, of which it tells.
+            Some(ring) => self.deferred.is_some() || self.requests.park(ring),
             None => true,
         }
     }

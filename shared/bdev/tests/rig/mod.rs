@@ -52,7 +52,8 @@ pub fn ring(geometry: Geometry, depth: usize) -> (RingChannel, RingServer) {
 }
 
 impl Rig {
-    fn new(device: AnyChannel, by_ring: bool) -> Self {
+    /// Over any device.
+    pub fn over(device: AnyChannel, by_ring: bool) -> Self {
         let (table, region) = guest();
         let mut rig = Self { worker: None, device, server: None, table, region };
         if by_ring {
@@ -65,7 +66,7 @@ impl Rig {
 
     pub fn null(size: u64, by_ring: bool) -> Self {
         let geometry = Geometry { size, read_only: false };
-        Self::new(AnyChannel::Null(NullChannel::new(geometry, 0)), by_ring)
+        Self::over(AnyChannel::Null(NullChannel::new(geometry, 0)), by_ring)
     }
 
     /// By ring, or a lease with its ring beside it.
@@ -73,7 +74,7 @@ impl Rig {
         let memory = Arc::new(DeviceMemory::create("test", size).unwrap());
         let leases = Arc::new(AtomicUsize::new(1));
         let owner = MallocChannel::owner(memory.clone(), false, leases);
-        let mut rig = Self::new(AnyChannel::Malloc(owner), true);
+        let mut rig = Self::over(AnyChannel::Malloc(owner), true);
         if !by_ring {
             let Some(AnyChannel::Ring(ring)) = rig.worker.take() else { panic!("no ring") };
             let mapped = DeviceMemory::open(memory.fd().try_clone_to_owned().unwrap()).unwrap();
@@ -85,7 +86,11 @@ impl Rig {
 
     pub fn file(path: &Path, size: u64, direct: bool, by_ring: bool) -> Self {
         let options = FileOptions { size, create: true, direct, ..FileOptions::new(path) };
-        Self::new(AnyChannel::File(Box::new(FileDevice::open(&options).unwrap())), by_ring)
+        Self::open(&options, by_ring)
+    }
+
+    pub fn open(options: &FileOptions, by_ring: bool) -> Self {
+        Self::over(AnyChannel::File(Box::new(FileDevice::open(options).unwrap())), by_ring)
     }
 
     pub fn wrap(mut self, wrap: impl FnOnce(AnyChannel) -> AnyChannel) -> Self {
