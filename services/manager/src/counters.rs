@@ -1,8 +1,11 @@
 //! What workers count, as frontends read it out of the shared segments: collected when somebody asks, never on a timer of
 //! its own. A reset is a base that is subtracted: what hosts read of a controller goes on.
 
+pub mod latency;
+
 use crate::object::Object;
 use crate::peer::Peer;
+use latency::{Histogram, HistogramKey, Operation};
 use service::config::{Config, Kind};
 use service::control::Session;
 use std::collections::BTreeMap;
@@ -108,6 +111,18 @@ impl Scope {
         }
     }
 
+    /// True if the histogram is a part of it; none is of a namespace or a volume alone.
+    fn times(&self, key: &HistogramKey, config: &Config) -> bool {
+        match self {
+            Self::Worker(name) => key.worker == *name,
+            Self::Object(Object::Controller(name)) => key.controller == *name,
+            Self::Object(Object::Subsystem(name)) => {
+                config.endpoints.iter().any(|e| e.name == key.controller && e.subsystem == *name)
+            }
+            Self::Object(Object::Namespace { .. } | Object::Volume(_)) => false,
+        }
+    }
+
     fn has(&self, part: &Part, config: &Config) -> bool {
         match self {
             Self::Worker(name) => part.key.worker == *name,
@@ -132,6 +147,8 @@ pub struct Reading {
     pub time: SystemTime,
     /// Where anything was counted.
     pub parts: Vec<Part>,
+    /// How long sampled commands took, where there are any.
+    pub latencies: Vec<(HistogramKey, Histogram)>,
     /// When the controllers that answered were made.
     pub born: BTreeMap<String, SystemTime>,
     /// What could not be read, one line each.
@@ -140,8 +157,21 @@ pub struct Reading {
 
 impl Reading {
     /// The parts of `scope`.
-    pub fn of<'a>(&'a self, scope: &'a Scope, config: &'a Config) -> impl Iterator<Item = &'a Part> {
+    pub fn of<'a>(
+        &'a self,
+        scope: &'a Scope,
+        config: &'a Config,
+    ) -> impl Iterator<Item = &'a Part> {
         self.parts.iter().filter(|part| scope.has(part, config))
+    }
+
+    /// How long sampled commands of `scope` took, by kind.
+    pub fn latencies_of(&self, scope: &Scope, config: &Config) -> BTreeMap<Operation, Histogram> {
+        let mut sums: BTreeMap<Operation, Histogram> = BTreeMap::new();
+        for (key, histogram) in self.latencies.iter().filter(|(key, _)| scope.times(key, config)) {
+            sums.entry(key.operation).or_default().add(histogram);
+        }
+        sums
     }
 }
 
@@ -157,15 +187,21 @@ pub struct Client {
 /// Where resets are kept.
 #[derive(Debug, Default)]
 pub struct Bases {
-    bases: Mutex<BTreeMap<PartKey, Base>>,
+    bases: Mutex<Kept>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    counters: BTreeMap<PartKey, Base<Counters>>,
+    latencies: BTreeMap<HistogramKey, Base<Histogram>>,
 }
 
 #[derive(Debug)]
-struct Base {
+struct Base<T> {
     /// Of which instance of the endpoint.
     instance: Vec<u8>,
     since: SystemTime,
-    counters: Counters,
+    value: T,
 }
 
 impl Bases {
@@ -182,33 +218,42 @@ impl Bases {
         failures: Vec<String>,
     ) -> Reading {
         let time = SystemTime::now();
-        let mut reading = Reading { time, parts: Vec::new(), born: BTreeMap::new(), failures };
+        let mut reading = Reading {
+            time,
+            parts: Vec::new(),
+            latencies: Vec::new(),
+            born: BTreeMap::new(),
+            failures,
+        };
         let mut bases = self.lock();
-        let known = |key: &PartKey| reports.iter().any(|(name, _)| *name == key.controller);
         // Nothing is kept of controllers that are gone for good.
-        bases.retain(|key, _| known(key) || config.endpoints.iter().any(|e| e.name == key.controller));
+        let known = |name: &str| config.endpoints.iter().any(|endpoint| endpoint.name == name);
+        bases.counters.retain(|key, _| known(&key.controller));
+        bases.latencies.retain(|key, _| known(&key.controller));
         for (name, report) in reports {
             let born = time.checked_sub(Duration::from_nanos(report.age_ns)).unwrap_or(time);
             reading.born.insert(name.clone(), born);
-            let Some(endpoint) = config.endpoints.iter().find(|e| e.name == *name) else { continue };
-            for worker in &report.workers {
-                for row in &worker.namespaces {
-                    let (controller, worker) = (name.clone(), worker.worker.clone());
-                    let key = PartKey { controller, nsid: row.nsid, worker };
-                    let mut part = Part {
-                        subsystem: endpoint.subsystem.clone(),
-                        since: born,
-                        counters: from_row(row),
-                        key,
-                    };
-                    if let Some(base) = bases.get(&part.key)
-                        && base.instance == report.instance
-                    {
-                        part.since = base.since;
-                        part.counters = part.counters.combine(base.counters, u64::saturating_sub);
-                    }
-                    reading.parts.push(part);
+            let Some(endpoint) = config.endpoints.iter().find(|e| e.name == *name) else {
+                continue;
+            };
+            for (key, mut counters) in rows(name, report) {
+                let mut since = born;
+                if let Some(base) = bases.counters.get(&key)
+                    && base.instance == report.instance
+                {
+                    since = base.since;
+                    counters = counters.combine(base.value, u64::saturating_sub);
                 }
+                let subsystem = endpoint.subsystem.clone();
+                reading.parts.push(Part { key, subsystem, since, counters });
+            }
+            for (key, mut histogram) in histograms(name, report) {
+                if let Some(base) = bases.latencies.get(&key)
+                    && base.instance == report.instance
+                {
+                    histogram = histogram.since(&base.value);
+                }
+                reading.latencies.push((key, histogram));
             }
         }
         reading
@@ -218,27 +263,54 @@ impl Bases {
     pub(crate) async fn reset(&self, config: &Config, peers: &[Peer], scopes: &[Scope]) -> Reading {
         let (reports, failures) = collect(config, peers).await;
         let before = self.subtract(config, &reports, failures);
-        let mut bases = self.lock();
-        for part in before.parts.iter().filter(|p| scopes.iter().any(|s| s.has(p, config))) {
-            let Some((_, report)) = reports.iter().find(|(name, _)| *name == part.key.controller)
-            else {
-                continue;
-            };
-            let mut rows = report
-                .workers
-                .iter()
-                .filter(|worker| worker.worker == part.key.worker)
-                .flat_map(|worker| &worker.namespaces);
-            let Some(row) = rows.find(|row| row.nsid == part.key.nsid) else { continue };
-            let (instance, counters) = (report.instance.clone(), from_row(row));
-            bases.insert(part.key.clone(), Base { instance, since: before.time, counters });
+        let (since, mut bases) = (before.time, self.lock());
+        for (name, report) in &reports {
+            let instance = || report.instance.clone();
+            for (key, value) in rows(name, report) {
+                let of_scopes = |part: &&Part| scopes.iter().any(|scope| scope.has(part, config));
+                let part = before.parts.iter().find(|part| part.key == key);
+                if part.is_some_and(|part| of_scopes(&part)) {
+                    bases.counters.insert(key, Base { instance: instance(), since, value });
+                }
+            }
+            for (key, value) in histograms(name, report) {
+                if scopes.iter().any(|scope| scope.times(&key, config)) {
+                    bases.latencies.insert(key, Base { instance: instance(), since, value });
+                }
+            }
         }
         before
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<PartKey, Base>> {
+    fn lock(&self) -> MutexGuard<'_, Kept> {
         self.bases.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What was counted of an endpoint.
+fn rows(name: &str, report: &EndpointReport) -> Vec<(PartKey, Counters)> {
+    let mut rows = Vec::new();
+    for worker in &report.workers {
+        for row in &worker.namespaces {
+            let (controller, worker) = (name.to_owned(), worker.worker.clone());
+            rows.push((PartKey { controller, nsid: row.nsid, worker }, from_row(row)));
+        }
+    }
+    rows
+}
+
+/// How long an endpoint's sampled commands took.
+fn histograms(name: &str, report: &EndpointReport) -> Vec<(HistogramKey, Histogram)> {
+    let mut histograms = Vec::new();
+    for worker in &report.workers {
+        for counts in &worker.latencies {
+            let Some(operation) = Operation::of(counts) else { continue };
+            let (controller, worker) = (name.to_owned(), worker.worker.clone());
+            let key = HistogramKey { controller, worker, operation };
+            histograms.push((key, Histogram::of(counts)));
+        }
+    }
+    histograms
 }
 
 /// The client of one controller; `None` if there is none, or its frontend does not answer.

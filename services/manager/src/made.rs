@@ -156,7 +156,11 @@ mod tests {
             "{wrong:?}"
         );
         let text = "nqn = \"nqn.2024-01.org.example:s1\"";
-        let file = config(&[("name = \"s1\"", "name = \"s2\""), ("subsystem = \"s1\"", "subsystem = \"s2\""), (text, "")]);
+        let file = config(&[
+            ("name = \"s1\"", "name = \"s2\""),
+            ("subsystem = \"s1\"", "subsystem = \"s2\""),
+            (text, ""),
+        ]);
         let wrong = made(&["subsystems/s1/namespaces/2"]).layer(&file, &served).unwrap_err();
         assert!(wrong[0].contains("before subsystem s1 is removed"), "{wrong:?}");
     }

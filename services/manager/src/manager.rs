@@ -20,9 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use vireo_proto::Failure;
-use vireo_proto::handoff::{
-    DescribeBdev, HostStatus, ProcessStatus, ReloadResult, reply, request,
-};
+use vireo_proto::handoff::{DescribeBdev, HostStatus, ProcessStatus, ReloadResult, reply, request};
 
 /// How long a reload waits for the processes before it answers with what is still open: below the usual bound of a
 /// call.
@@ -126,7 +124,8 @@ impl Manager {
         if *store.state() != state {
             store.replace(state)?;
         }
-        let goals = watch::Sender::new(Arc::new(Goal { generation: 1, desired, leaving }));
+        let goals =
+            watch::Sender::new(Arc::new(Goal { generation: 1, desired, asked_in: None, leaving }));
         let reconciler = Reconciler::start(goals.subscribe(), &format!("manager-{name}"));
         Ok(Self {
             name: name.to_owned(),
@@ -333,7 +332,8 @@ impl Manager {
         let state = State { config: Some(new), leaving: leaving.clone(), identities, made };
         store.replace(state).map_err(Refused::Store)?;
         let generation = goal.generation + 1;
-        self.goals.send_replace(Arc::new(Goal { generation, desired, leaving }));
+        let asked_in = telemetry::spans::current();
+        self.goals.send_replace(Arc::new(Goal { generation, desired, asked_in, leaving }));
         Ok(generation)
     }
 

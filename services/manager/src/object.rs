@@ -29,7 +29,8 @@ impl Object {
         let subsystems = config.subsystems.iter().flat_map(|subsystem| {
             let name = &subsystem.name;
             let namespaces = subsystem.namespaces.iter();
-            let namespaces = namespaces.map(|n| Self::Namespace { subsystem: name.clone(), nsid: n.nsid });
+            let namespaces =
+                namespaces.map(|n| Self::Namespace { subsystem: name.clone(), nsid: n.nsid });
             [Self::Subsystem(name.clone())].into_iter().chain(namespaces)
         });
         let controllers = config.endpoints.iter().map(|e| Self::Controller(e.name.clone()));
@@ -146,9 +147,17 @@ mod tests {
             assert!(object.is_in(&config));
         }
         for wrong in [
-            "", "volumes", "volumes/", "volumes/a/b", "/volumes/a", "subsystems/s/namespaces/01",
-            "subsystems/s/namespaces/+1", "subsystems/s/namespaces/x", "subsystems//namespaces/1",
-            "subsystems/s/namespaces/1/", "things/a",
+            "",
+            "volumes",
+            "volumes/",
+            "volumes/a/b",
+            "/volumes/a",
+            "subsystems/s/namespaces/01",
+            "subsystems/s/namespaces/+1",
+            "subsystems/s/namespaces/x",
+            "subsystems//namespaces/1",
+            "subsystems/s/namespaces/1/",
+            "things/a",
         ] {
             assert_eq!(wrong.parse::<Object>(), Err(NotAName), "{wrong}");
         }

@@ -60,7 +60,8 @@ impl ControllerService for Api {
     ) -> Result<Response<Controller>, Status> {
         let request = request.into_inner();
         let call = call("CreateController", &request, &request.request_id, request.validate_only)?;
-        let wanted = request.controller.ok_or_else(|| error::invalid("controller", "is missing"))?;
+        let wanted =
+            request.controller.ok_or_else(|| error::invalid("controller", "is missing"))?;
         let id = request.controller_id;
         let parent = super::subsystem::subsystem_named("controller.subsystem", &wanted.subsystem)?;
         let doorbells = match DoorbellMode::try_from(wanted.doorbells) {

@@ -42,7 +42,8 @@ pub(super) fn invalid(field: impl Into<String>, description: impl Into<String>) 
 /// Fields of the request are wrong, each with what is.
 pub(super) fn invalid_all(fields: Vec<(String, String)>) -> Status {
     let mut details = ErrorDetails::with_error_info(reason::INVALID, DOMAIN, HashMap::new());
-    let lines: Vec<String> = fields.iter().map(|(field, text)| format!("{field}: {text}")).collect();
+    let lines: Vec<String> =
+        fields.iter().map(|(field, text)| format!("{field}: {text}")).collect();
     for (field, description) in fields {
         details.add_bad_request_violation(field, description);
     }

@@ -7,6 +7,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use telemetry::limit::Limit;
+use telemetry::spans::{self, Span};
 use tonic::Code;
 use tonic::body::Body;
 use tonic::codegen::Service;
@@ -76,13 +77,40 @@ where
             audit(&method, &caller, needed, &response);
             return Box::pin(std::future::ready(Ok(response)));
         }
+        let mut span = span(&request, &method, &caller, needed);
+        let context = span.as_ref().and_then(Span::context);
         let answer = self.inner.call(request);
         Box::pin(async move {
-            let response = answer.await?;
+            let response = spans::within(context, answer).await?;
+            if let Some(span) = &mut span {
+                let code = code(response.headers());
+                span.set("rpc.grpc.status_code", code as i64);
+                if code != Code::Ok {
+                    span.fail(&text(response.headers()));
+                }
+            }
             audit(&method, &caller, needed, &response);
             Ok(response)
         })
     }
+}
+
+/// The span of a call that changes something, or that is part of a trace already.
+fn span(request: &Request<Body>, method: &str, caller: &Caller, needed: Role) -> Option<Span> {
+    let header = request.headers().get("traceparent").and_then(|value| value.to_str().ok());
+    let traceparent = header.unwrap_or_default();
+    if needed == Role::Observer && traceparent.is_empty() {
+        return None;
+    }
+    let name = method.trim_start_matches('/');
+    let mut span = Span::of_request(name.to_owned(), traceparent);
+    span.set("rpc.system", "grpc");
+    if let Some((service, method)) = name.split_once('/') {
+        span.set("rpc.service", service.to_owned());
+        span.set("rpc.method", method.to_owned());
+    }
+    span.set("enduser.id", caller.name.clone());
+    Some(span)
 }
 
 /// What a caller must be for a method: what it does not know as reading may change something.
@@ -141,7 +169,8 @@ mod tests {
 
     #[test]
     fn every_method_that_changes_something_needs_an_administrator() {
-        let set = <prost_types::FileDescriptorSet as prost::Message>::decode(vireo_api::DESCRIPTORS);
+        let set =
+            <prost_types::FileDescriptorSet as prost::Message>::decode(vireo_api::DESCRIPTORS);
         let files = set.unwrap().file;
         let ours = files.iter().filter(|file| file.package() == "vireo.v1");
         let mut seen = 0;

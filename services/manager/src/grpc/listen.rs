@@ -288,10 +288,8 @@ fn acceptor(tls: &Tls) -> Result<TlsAcceptor, ListenError> {
         added.map_err(|error| wrong("api.client_ca", &tls.client_ca, error.to_string()))?;
     }
     let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
-    let verifier = WebPkiClientVerifier::builder_with_provider(
-        Arc::new(authorities),
-        Arc::clone(&provider),
-    );
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(authorities), Arc::clone(&provider));
     let verifier = verifier
         .build()
         .map_err(|error| wrong("api.client_ca", &tls.client_ca, error.to_string()))?;

@@ -69,11 +69,8 @@ pub(crate) struct Api {
 /// # Errors
 /// [`ServeError`]; never for what a caller does.
 pub async fn serve(manager: Arc<Manager>, listener: Listener) -> Result<(), ServeError> {
-    let api = Api {
-        manager,
-        bases: Arc::default(),
-        watchers: Arc::new(Semaphore::new(MAX_WATCHERS)),
-    };
+    let api =
+        Api { manager, bases: Arc::default(), watchers: Arc::new(Semaphore::new(MAX_WATCHERS)) };
     let (reporter, health) = tonic_health::server::health_reporter();
     // Every service has the same bound on its requests, and a health of its own.
     let target = TargetServiceServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST);

@@ -71,9 +71,11 @@ impl NamespaceService for Api {
         })?;
         let given = match request.namespace_id.as_str() {
             "" => None,
-            text => Some(text.parse().ok().filter(|nsid: &u32| nsid.to_string() == text).ok_or_else(
-                || error::invalid("namespace_id", "is no NSID; write 1 to 256, or nothing"),
-            )?),
+            text => {
+                Some(text.parse().ok().filter(|nsid: &u32| nsid.to_string() == text).ok_or_else(
+                    || error::invalid("namespace_id", "is no NSID; write 1 to 256, or nothing"),
+                )?)
+            }
         };
         let work = move |view: &mut View| {
             let (Object::Subsystem(name), Object::Volume(bdev)) = (&parent, volume) else {

@@ -115,9 +115,8 @@ mod tests {
     #[test]
     fn a_request_is_the_same_only_with_the_same_content() {
         let message = |name: &str| DeleteVolumeRequest { name: name.into(), ..Default::default() };
-        let digest = |method, name| {
-            call(method, &message(name), "r", false).unwrap().request.unwrap().1
-        };
+        let digest =
+            |method, name| call(method, &message(name), "r", false).unwrap().request.unwrap().1;
         assert_eq!(digest("Delete", "a"), digest("Delete", "a"));
         assert_ne!(digest("Delete", "a"), digest("Delete", "b"));
         assert_ne!(digest("Delete", "a"), digest("Update", "a"));

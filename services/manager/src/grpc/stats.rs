@@ -3,6 +3,7 @@
 use super::guard::Audited;
 use super::time::timestamp;
 use super::{Api, error, time};
+use crate::counters::latency::Operation;
 use crate::counters::{self, Reading, Scope};
 use crate::object::Object;
 use prost_types::Duration as PbDuration;
@@ -14,8 +15,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status};
 use vireo_api::v1::stats_service_server::StatsService;
 use vireo_api::v1::{
-    Counters, GetStatsRequest, GetStatsResponse, ResetStatsRequest, ResetStatsResponse, Stats,
-    StatsPart, WatchStatsRequest, WatchStatsResponse,
+    Counters, GetStatsRequest, GetStatsResponse, LatencyBucket, LatencyHistogram, LatencyKind,
+    ResetStatsRequest, ResetStatsResponse, Stats, StatsPart, WatchStatsRequest, WatchStatsResponse,
 };
 
 /// Most resources in one request.
@@ -90,7 +91,8 @@ impl StatsService for Api {
         }
         let stats = scopes.iter().map(|scope| stats(&before, scope, &config)).collect();
         let mut response = Response::new(ResetStatsResponse { stats });
-        let names = if request.names.is_empty() { vec!["controllers/-".to_owned()] } else { request.names };
+        let names =
+            if request.names.is_empty() { vec!["controllers/-".to_owned()] } else { request.names };
         response.extensions_mut().insert(Audited(names.join(" ")));
         Ok(response)
     }
@@ -157,7 +159,32 @@ fn stats(reading: &Reading, scope: &Scope, config: &Config) -> Stats {
         since: since(reading, scope, &parts).map(timestamp),
         total: Some(counters(total)),
         parts: parts.into_iter().map(part).collect(),
+        latencies: latencies(reading, scope, config),
     }
+}
+
+fn latencies(reading: &Reading, scope: &Scope, config: &Config) -> Vec<LatencyHistogram> {
+    let all = reading.latencies_of(scope, config).into_iter();
+    all.filter(|(_, histogram)| histogram.count() > 0)
+        .map(|(operation, histogram)| {
+            let kind = match operation {
+                Operation::Read => LatencyKind::Read,
+                Operation::Write => LatencyKind::Write,
+                Operation::Other => LatencyKind::Other,
+            };
+            let nanoseconds = |ns| time::duration(Duration::from_nanos(ns));
+            let bucket = |(bound, count): (&u64, &u64)| LatencyBucket {
+                upper_bound: (*bound != u64::MAX).then(|| nanoseconds(*bound)),
+                count: *count,
+            };
+            LatencyHistogram {
+                kind: kind.into(),
+                count: histogram.count(),
+                sum: Some(nanoseconds(histogram.sum_ns)),
+                buckets: histogram.buckets.iter().map(bucket).collect(),
+            }
+        })
+        .collect()
 }
 
 /// Since when all of it is counted: the earliest of its parts; without parts, of the controller.

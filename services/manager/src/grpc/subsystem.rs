@@ -47,7 +47,8 @@ impl SubsystemService for Api {
         let request = request.into_inner();
         let call = call("CreateSubsystem", &request, &request.request_id, request.validate_only)?;
         let wanted = request.subsystem.ok_or_else(|| error::invalid("subsystem", "is missing"))?;
-        let or = |text: String, default: &str| if text.is_empty() { default.to_owned() } else { text };
+        let or =
+            |text: String, default: &str| if text.is_empty() { default.to_owned() } else { text };
         let mut made = config::Subsystem {
             name: request.subsystem_id,
             nqn: (!wanted.nqn.is_empty()).then_some(wanted.nqn),
@@ -117,7 +118,9 @@ fn remove(view: &mut View, object: &Object, force: bool) -> Result<(), EditError
         .collect();
     let in_the_way = |reason| EditError::InTheWay { object: object.clone(), reason };
     if let Some(of_file) = of_it.iter().find(|o| !view.made.objects.contains_key(o)) {
-        return Err(in_the_way(format!("{of_file} belongs to the configuration file: remove it there")));
+        return Err(in_the_way(format!(
+            "{of_file} belongs to the configuration file: remove it there"
+        )));
     }
     if let Some(first) = of_it.first().filter(|_| !force) {
         return Err(in_the_way(format!("it has {first}: delete that first, or use force")));

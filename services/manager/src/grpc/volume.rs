@@ -112,10 +112,16 @@ impl VolumeService for Api {
             let now = shown(view, &object).ok_or(EditError::Missing(object.clone()))?;
             compare_etag(&object, &request.etag, &now.etag)?;
             if let Some(namespace) = now.namespaces.first() {
-                return Err(in_the_way(&object, format!("{namespace} is on it: delete that first")));
+                return Err(in_the_way(
+                    &object,
+                    format!("{namespace} is on it: delete that first"),
+                ));
             }
             let name = object.to_string();
-            view.desired.config.bdevs.retain(|b| Object::Volume(b.name.clone()).to_string() != name);
+            view.desired
+                .config
+                .bdevs
+                .retain(|b| Object::Volume(b.name.clone()).to_string() != name);
             view.made.objects.remove(&object);
             Ok(object)
         };
@@ -204,7 +210,10 @@ fn volume(view: &View, bdev: &Bdev) -> Volume {
 fn bdev(name: &str, wanted: &Volume) -> Result<Bdev, Status> {
     let driver = match &wanted.driver {
         None => {
-            return Err(error::invalid("volume.driver", "is missing; give null, malloc, file or nvme"));
+            return Err(error::invalid(
+                "volume.driver",
+                "is missing; give null, malloc, file or nvme",
+            ));
         }
         Some(volume::Driver::Null(null)) => {
             let latency = match &null.latency {
@@ -232,7 +241,9 @@ fn bdev(name: &str, wanted: &Volume) -> Result<Bdev, Status> {
     let channel = match (VolumeChannel::try_from(wanted.channel), &driver) {
         (Ok(VolumeChannel::Lease), _) => Channel::Lease,
         (Ok(VolumeChannel::Ring), _) => Channel::Ring,
-        (Ok(VolumeChannel::Unspecified), Driver::File { .. } | Driver::Nvme { .. }) => Channel::Ring,
+        (Ok(VolumeChannel::Unspecified), Driver::File { .. } | Driver::Nvme { .. }) => {
+            Channel::Ring
+        }
         (Ok(VolumeChannel::Unspecified), Driver::Null { .. } | Driver::Malloc) => Channel::Lease,
         (Err(_), _) => return Err(error::invalid("volume.channel", "is not known")),
     };

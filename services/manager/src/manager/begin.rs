@@ -20,8 +20,7 @@ pub(super) async fn decide(stored: State, file: Config) -> (State, String) {
         Ok(new) => new,
         Err(refused) => return keep(&stored, &file, &refused),
     };
-    let accepted =
-        |leaving| State { config: Some(new.clone()), leaving, ..stored.clone() };
+    let accepted = |leaving| State { config: Some(new.clone()), leaving, ..stored.clone() };
     if *old == new && stored.leaving.is_empty() {
         return (accepted(Vec::new()), String::new());
     }
@@ -77,4 +76,3 @@ async fn is_served(config: &Config) -> bool {
     }
     served
 }
-

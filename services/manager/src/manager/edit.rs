@@ -117,7 +117,11 @@ impl Manager {
         {
             let object = known.object.clone();
             let same = known.digest == *digest;
-            return if same { Ok(Edited { object, view: before }) } else { Err(EditError::OtherRequest) };
+            return if same {
+                Ok(Edited { object, view: before })
+            } else {
+                Err(EditError::OtherRequest)
+            };
         }
         let mut after = before.clone();
         let object = work(&mut after)?;
@@ -186,16 +190,20 @@ impl Manager {
     /// Makes what `view` wants durable, and the reconciler's goal.
     fn want(&self, view: &View) -> Result<(), EditError> {
         let made = view.made.clone();
-        self.pursue(view.desired.config.clone(), made).map(|_| ()).map_err(|refused| match refused {
-            super::Refused::Store(error) => EditError::Store(error),
-            super::Refused::Failure(failure) => match failure.code() {
-                ErrorCode::ResourceExhausted => EditError::TooMuch(failure.message().to_owned()),
-                ErrorCode::FailedPrecondition => {
-                    EditError::Unavailable(failure.message().to_owned())
-                }
-                _ => EditError::Internal(failure.message().to_owned()),
+        self.pursue(view.desired.config.clone(), made).map(|_| ()).map_err(
+            |refused| match refused {
+                super::Refused::Store(error) => EditError::Store(error),
+                super::Refused::Failure(failure) => match failure.code() {
+                    ErrorCode::ResourceExhausted => {
+                        EditError::TooMuch(failure.message().to_owned())
+                    }
+                    ErrorCode::FailedPrecondition => {
+                        EditError::Unavailable(failure.message().to_owned())
+                    }
+                    _ => EditError::Internal(failure.message().to_owned()),
+                },
             },
-        })
+        )
     }
 
     /// Waits until the processes have answered to the present goal, or for long enough.

@@ -142,4 +142,3 @@ pub(super) fn decode(path: &Path, bytes: &[u8]) -> Result<State, StoreError> {
         made,
     })
 }
-

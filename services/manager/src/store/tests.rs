@@ -9,7 +9,11 @@ fn state() -> State {
     let leaving = vec![sample::config(&[("\"64MiB\"", "\"32MiB\"")])];
     let mut made = Made::default();
     made.objects.insert(Object::Volume("null0".into()), 1_700_000_000_000);
-    made.remember(Request { id: "r1".into(), digest: u64::MAX, object: Object::Volume("null0".into()) });
+    made.remember(Request {
+        id: "r1".into(),
+        digest: u64::MAX,
+        object: Object::Volume("null0".into()),
+    });
     State { config: Some(desired.config), leaving, identities: desired.identities, made }
 }
 

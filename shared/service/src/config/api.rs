@@ -202,7 +202,8 @@ mod tests {
 
     const TEXT: &str = "runtime_dir = \"/run/x\"\n[[worker]]\nname = \"w0\"\n[[backend]]\nname = \"b0\"\n\
                         [[frontend]]\nname = \"f0\"\n";
-    const TCP: &str = "listen = \"127.0.0.1:7443\"\ncertificate = \"/c\"\nkey = \"/k\"\nclient_ca = \"/a\"\n";
+    const TCP: &str =
+        "listen = \"127.0.0.1:7443\"\ncertificate = \"/c\"\nkey = \"/k\"\nclient_ca = \"/a\"\n";
 
     fn with(keys: &str) -> Result<Api, Vec<String>> {
         let lines =
@@ -222,13 +223,17 @@ mod tests {
 
     #[test]
     fn callers_and_tcp_are_read() {
-        let users = "socket = \"/run/y\"\nadmin_users = [\"root\", \"7\"]\nobserver_groups = [\"8\"]\n";
+        let users =
+            "socket = \"/run/y\"\nadmin_users = [\"root\", \"7\"]\nobserver_groups = [\"8\"]\n";
         let names = "admin_names = [\"ops.example\"]\n";
         let api = with(&format!("{users}{TCP}{names}")).unwrap();
         assert_eq!(api.socket, Path::new("/run/y"));
         assert_eq!(api.numbers(), [(vec![0, 7], vec![]), (vec![], vec![8])]);
         let tls = api.tls.unwrap();
-        assert_eq!((tls.listen.port(), tls.admin_names.as_slice()), (7443, &["ops.example".to_owned()][..]));
+        assert_eq!(
+            (tls.listen.port(), tls.admin_names.as_slice()),
+            (7443, &["ops.example".to_owned()][..])
+        );
     }
 
     #[test]
@@ -249,17 +254,26 @@ mod tests {
         }
         let many = vec!["\"x\""; MAX_CALLERS + 1].join(",");
         let lines = with(&format!("observer_users = [{many}]\n")).unwrap_err();
-        assert!(lines.len() == 1 && lines[0].starts_with("api.observer_users: names 257"), "{lines:?}");
+        assert!(
+            lines.len() == 1 && lines[0].starts_with("api.observer_users: names 257"),
+            "{lines:?}"
+        );
     }
 
     #[test]
     fn the_machine_knows_users_groups_and_files() {
-        let keys = "admin_users = [\"no-such-user-here\"]\nobserver_groups = [\"no-such-group-here\"]\n";
+        let keys =
+            "admin_users = [\"no-such-user-here\"]\nobserver_groups = [\"no-such-group-here\"]\n";
         let api = with(&format!("{keys}{}", TCP.replace("\"/", "\"/nowhere/"))).unwrap();
         let found = check_host(&api);
         let keys: Vec<&str> = found.iter().map(|mistake| mistake.key.as_str()).collect();
-        let expected =
-            ["api.admin_users", "api.observer_groups", "api.certificate", "api.key", "api.client_ca"];
+        let expected = [
+            "api.admin_users",
+            "api.observer_groups",
+            "api.certificate",
+            "api.key",
+            "api.client_ca",
+        ];
         assert_eq!(keys, expected);
         assert!(check_host(&with("admin_users = [\"root\", \"123456\"]\n").unwrap()).is_empty());
     }

@@ -1,0 +1,13 @@
+//! The gRPC API by its clients: every method, its errors, its idempotence; who may call; and what stays after a death at
+//! any step.
+
+mod callers;
+mod crash;
+mod failures;
+mod foreign;
+mod killed;
+mod standard;
+mod support;
+mod targets;
+mod volumes;
+mod watch;
