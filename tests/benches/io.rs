@@ -9,34 +9,20 @@ use bdev::malloc::MallocChannel;
 use bdev::null::NullChannel;
 use ipc::device_memory::DeviceMemory;
 use ipc::event::EventFd;
-use ipc::layout::queues::QueuesLayout;
-use ipc::segment::Segment;
 use nvme_spec::Nsid;
 use std::hint::black_box;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use vireo_tests::client::rig::{BASE, CQ_AT};
 use vireo_tests::client::{Commands, Pinned, Rig};
-use vireo_tests::floor;
+use vireo_tests::measure::{CLIENT, ENTRIES, SERVER, client, compare, counted, floor, heading};
 use vireo_worker::clock::Monotonic;
 use vireo_worker::notify::EventNotifier;
 use vireo_worker::reactor::{Message, Reactor};
 use vireo_worker::sleep;
 
-/// Entries of the queues.
-const ENTRIES: u32 = 1024;
 /// Bytes of the memory block device.
 const DEVICE: u64 = 1 << 30;
-/// Alternations.
-const ROUNDS: usize = 7;
-/// Part of its core that a thread must have had for a measurement to count.
-const SHARE: f64 = 0.97;
-/// Attempts at a measurement that counts.
-const ATTEMPTS: usize = 8;
-/// Cores of client and server.
-const CLIENT: usize = 1;
-const SERVER: usize = 0;
 
 /// What a worker serves in one measurement.
 enum Device {
@@ -54,54 +40,6 @@ impl Device {
             ),
         }
     }
-}
-
-/// Runs a measurement until both threads had their cores.
-fn counted(mut measure: impl FnMut() -> (f64, f64)) -> f64 {
-    let mut last = f64::NAN;
-    for _ in 0..ATTEMPTS {
-        let (nanoseconds, share) = measure();
-        last = nanoseconds;
-        if share >= SHARE {
-            return nanoseconds;
-        }
-    }
-    last
-}
-
-/// Nanoseconds per command of the floor.
-fn floor(depth: u16, total: u64) -> f64 {
-    counted(|| {
-        let (rig, _controller) = Rig::new(1, 1);
-        let log = Segment::<QueuesLayout>::create("log", 1).expect("memfd");
-        let stop = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            let server = scope.spawn(|| {
-                let pinned = Pinned::to(SERVER);
-                let at = BASE;
-                let sq = rig.at(at, ENTRIES as usize * 64);
-                let cq = rig.at(at + CQ_AT, ENTRIES as usize * 16);
-                floor::serve(1, ENTRIES, sq, cq, &rig.doorbells, &log.slots[..64], &stop);
-                pinned.share()
-            });
-            let result = client(&rig, depth, total, 512);
-            stop.store(true, Ordering::Relaxed);
-            (result.0, result.1.min(server.join().unwrap_or(0.0)))
-        })
-    })
-}
-
-/// Drives queue pair 1: nanoseconds per command and the part of the core.
-fn client(rig: &Rig, depth: u16, total: u64, block: u64) -> (f64, f64) {
-    let pinned = Pinned::to(CLIENT);
-    let shift = block.trailing_zeros();
-    let mut commands = Commands::reads(Nsid(1), rig.buffers(1), DEVICE >> shift, shift);
-    let mut queue = rig.queue(1, ENTRIES);
-    queue.run(&mut commands, depth, total / 10);
-    let start = Instant::now();
-    queue.run(&mut commands, depth, total);
-    let elapsed = start.elapsed();
-    (elapsed.as_nanos() as f64 / total as f64, pinned.share())
 }
 
 /// Runs `drive` against a worker with these controllers.
@@ -143,7 +81,7 @@ fn target(device: &Device, depth: u16, total: u64) -> f64 {
         rig.add_queue(1, ENTRIES, None);
         let rigs = [rig];
         let ((time, share), worker) =
-            with_worker(&rigs, vec![controller], device, || client(&rigs[0], depth, total, 512));
+            with_worker(&rigs, vec![controller], device, || client(&rigs[0], depth, total, DEVICE));
         (time, share.min(worker))
     })
 }
@@ -227,31 +165,12 @@ fn copy_loop(device: &DeviceMemory, total: u64) -> f64 {
     })
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-/// Measures both in turn; prints the medians of each and of their ratios.
-fn compare(name: &str, bar: &str, mut base: impl FnMut() -> f64, mut ours: impl FnMut() -> f64) {
-    let pairs: Vec<(f64, f64)> = (0..ROUNDS).map(|_| (base(), ours())).collect();
-    let times = median(pairs.iter().map(|pair| pair.1).collect());
-    let bases = median(pairs.iter().map(|pair| pair.0).collect());
-    let ratios: Vec<f64> = pairs.iter().map(|(base, ours)| ours / base).collect();
-    let (low, high) =
-        ratios.iter().fold((f64::MAX, 0.0_f64), |(low, high), &r| (low.min(r), high.max(r)));
-    println!(
-        "{name:<34} {times:>8.1} ns {bases:>8.1} ns {:>6.2} ({low:.2} to {high:.2})  {bar}",
-        median(ratios)
-    );
-}
-
 fn main() {
     let wanted: Vec<String> =
         std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
     let chosen =
         |name: &str| wanted.is_empty() || wanted.iter().any(|want| name.contains(want.as_str()));
-    println!("{:<34} {:>11} {:>11} {:>6}", "", "ours", "base", "ratio");
+    heading();
     let null = Device::Null;
     if chosen("null-d1") {
         compare(

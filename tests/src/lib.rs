@@ -14,6 +14,7 @@ pub mod fuzz;
 pub mod guest;
 pub mod host;
 pub mod log;
+pub mod measure;
 pub mod random;
 pub mod simulated;
 pub mod target;
