@@ -13,6 +13,7 @@ use bdev::ring::create_segment;
 use bdev::ring::server::RingServer;
 use ipc::event::EventFd;
 use ipc::guest_memory::{Region, RegionId, RegionPolicy};
+use ipc::trace::TraceWriter;
 use nix::unistd::Pid;
 use service::control::{Answer, ConnectionId, Handler, Incoming};
 use std::collections::HashMap;
@@ -45,6 +46,8 @@ pub struct Backend {
     state: Arc<Mutex<State>>,
     /// One document at a time.
     applier: tokio::sync::Mutex<Applier>,
+    /// Where the serve loop writes records of traced requests; it alone locks it.
+    tracer: Option<Arc<Mutex<TraceWriter>>>,
 }
 
 /// What is looked at and changed at once.
@@ -73,7 +76,13 @@ impl Backend {
     /// A backend of this name over a serve loop, with what a predecessor left in the store.
     pub fn new(name: String, serve: Handle, store: Store) -> Self {
         let applier = tokio::sync::Mutex::new(Applier::new(serve.clone(), store));
-        Self { name, serve, state: Arc::default(), applier }
+        Self { name, serve, state: Arc::default(), applier, tracer: None }
+    }
+
+    /// Has its part in commands recorded that workers trace.
+    #[must_use]
+    pub fn traced_by(self, tracer: TraceWriter) -> Self {
+        Self { tracer: Some(Arc::new(Mutex::new(tracer))), ..self }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -120,7 +129,10 @@ impl Backend {
         let fd = segment.fd().try_clone_to_owned();
         let fd = fd.map_err(|error| failure(&Error::io("dup channel segment", error)))?;
         let kick = self.serve.kick().map_err(|error| Failure::internal(&error))?;
-        let server = RingServer::new(segment, worker).map_err(|error| failure(&error))?;
+        let mut server = RingServer::new(segment, worker).map_err(|error| failure(&error))?;
+        if let Some(tracer) = &self.tracer {
+            server = server.traced_by(Arc::clone(tracer));
+        }
         let (server, device) = (Box::new(server), granted.device);
         let command = |done| Command::AddChannel { channel, owner, device, server, done };
         match self.serve.ask_within(WAIT, command).await {

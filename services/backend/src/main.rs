@@ -4,8 +4,11 @@
 
 use anyhow::Context;
 use clap::Parser;
+use ipc::layout::telemetry::TelemetryLayout;
+use ipc::segment::Segment;
 use service::config::{Config, Kind};
 use service::control::Server;
+use service::observe::Observed;
 use service::shutdown::Shutdown;
 use service::start::{Arguments, EXIT_FAILURE, set_limits};
 use std::process::ExitCode;
@@ -30,6 +33,8 @@ fn main() -> ExitCode {
         Err(code) => return code,
     };
     set_limits();
+    let collector = config.telemetry.otlp.as_deref();
+    telemetry::spans::export::start(collector, Kind::Backend.as_str(), &arguments.name);
     // Before other descriptors are opened: what the keeper passed lies at fixed numbers.
     let store = match Store::from_environment() {
         Ok(store) => store,
@@ -42,6 +47,7 @@ fn main() -> ExitCode {
     let result = runtime
         .context("start the runtime")
         .and_then(|runtime| runtime.block_on(run(&config, &arguments.name, store)));
+    telemetry::spans::export::flush();
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -67,11 +73,20 @@ async fn run(config: &Config, name: &str, store: Store) -> anyhow::Result<()> {
             ended.send(()).ok();
         })
         .context("start the serve loop")?;
-    let backend = Arc::new(Backend::new(name.to_owned(), handle.clone(), store));
+    let mut backend = Backend::new(name.to_owned(), handle.clone(), store);
+    let shared = Segment::<TelemetryLayout>::create("vireo-telemetry", 0);
+    let shared = Arc::new(shared.context("make the telemetry segment")?);
+    if telemetry::spans::export::is_on() {
+        let (writer, records) = ipc::trace::ends(&shared).context("make the trace ring")?;
+        backend = backend.traced_by(writer);
+        tokio::spawn(telemetry::io_trace::pump(records, |_| Default::default()));
+    }
+    let observed = Observed::new(Arc::new(backend), Kind::Backend.as_str(), name);
+    let observed = observed.with_segment(shared);
     service::ready::ready("waiting for devices");
     tracing::info!(socket = %socket.display(), "backend ready");
     tokio::select! {
-        () = server.serve(backend) => {}
+        () = server.serve(Arc::new(observed)) => {}
         () = shutdown.requested() => {}
         // Without the loop nothing is served; the keeper starts this process anew.
         _ = loop_ended => anyhow::bail!("the serve loop has ended"),

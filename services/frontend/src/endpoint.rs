@@ -6,22 +6,36 @@ use crate::closer::Closer;
 use crate::function::{Function, FunctionConfig, FunctionError};
 use crate::link::{Link, LinkConfig};
 use crate::subsystem::SharedSubsystem;
+use ipc::layout::latency::{BUCKETS, upper_bound};
 use ipc::layout::queues::QueuesLayout;
 use ipc::segment::Segment;
 use nvme::{ControllerConfig, WorkerSeat};
+use service::observe::SharedQueues;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use telemetry::limit::Limit;
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, Semaphore, watch};
+use vireo_proto::handoff::{
+    EndpointReport, LatencyBucket, LatencyCounts, LatencyKind, NamespaceCounters, QueuesSegment,
+    WorkerCounters,
+};
 
 /// Name of the socket in the endpoint's directory, as every vfio-user client of this kind expects it.
 const SOCKET: &str = "cntrl";
 /// Pause after an accept that failed for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Most rows of counters in one answer, each of at most 82 bytes: with the rest they fit into one message. One worker has
+/// fewer.
+const MAX_REPORT_ROWS: usize = 1024;
+/// Rows of latencies of a worker.
+const LATENCY_ROWS: usize = 3 * BUCKETS;
+const _: () = assert!(ipc::layout::MAX_NAMESPACES + LATENCY_ROWS <= MAX_REPORT_ROWS);
+const _: () = assert!(MAX_REPORT_ROWS * 82 < ipc::handoff::MAX_MESSAGE / 2);
 
 /// Most requests to backends of one endpoint's clients, with those that a reset or a client left behind: twice as many as
 /// admin commands can wait.
@@ -107,8 +121,8 @@ pub struct Shared {
     pub stop: watch::Sender<bool>,
     /// Number of the subsystem's last change that is in effect everywhere.
     pub settled: watch::Sender<u64>,
-    /// Whether a client is connected.
-    pub connected: watch::Sender<bool>,
+    /// The client that is connected.
+    pub client: watch::Sender<Option<ClientIdentity>>,
     /// True once nothing of the endpoint is in flight any more.
     pub ended: watch::Sender<bool>,
     /// Closes what clients send and nobody wants.
@@ -127,10 +141,32 @@ impl Shared {
     }
 }
 
+/// The process at the other end of the socket, as it was when it connected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClientIdentity {
+    /// Process identifier; 0 if it is of another PID namespace.
+    pub pid: i32,
+    /// User identifier.
+    pub uid: u32,
+}
+
+impl ClientIdentity {
+    fn of(stream: &UnixStream) -> Self {
+        // The kernel knows them of every connected socket.
+        stream.peer_cred().map_or_else(
+            |_| Self::default(),
+            |peer| Self { pid: peer.pid().unwrap_or(0), uid: peer.uid() },
+        )
+    }
+}
+
 /// A running endpoint.
 pub struct Endpoint {
     /// What it was made with.
     pub config: EndpointConfig,
+    id: u128,
+    /// What each of its workers counts, in the order of [`EndpointConfig::workers`].
+    queues: Vec<Arc<Segment<QueuesLayout>>>,
     shared: Arc<Shared>,
 }
 
@@ -151,6 +187,7 @@ impl Endpoint {
         let id = random_id().map_err(EndpointError::Random)?;
         let notify = Arc::new(Notify::new());
         let mut seats = Vec::new();
+        let mut counted = Vec::new();
         let mut links = Vec::new();
         for (index, worker) in workers.into_iter().enumerate() {
             let queues = Arc::new(Segment::<QueuesLayout>::create("vireo-queues", id)?);
@@ -158,6 +195,7 @@ impl Endpoint {
             let notify = Arc::clone(&notify);
             let (index, sender) = (index as u32, sender.to_owned());
             links.push(Link::new(LinkConfig { worker, sender, index, queues: descriptor, notify }));
+            counted.push(Arc::clone(&queues));
             seats.push(WorkerSeat { queues, attached: false });
         }
         let controller_id = subsystem.lock().add_controller().ok_or_else(|| {
@@ -189,7 +227,7 @@ impl Endpoint {
             notify,
             stop: watch::Sender::new(false),
             settled: watch::Sender::new(u64::MAX),
-            connected: watch::Sender::new(false),
+            client: watch::Sender::new(None),
             ended: watch::Sender::new(false),
             closer: Closer::default(),
             requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
@@ -204,12 +242,53 @@ impl Endpoint {
             }
             of_task.ended.send_replace(true);
         });
-        Ok(Self { config, shared })
+        Ok(Self { config, id, queues: counted, shared })
     }
 
     /// Whether a client is connected.
     pub fn is_connected(&self) -> bool {
-        *self.shared.connected.borrow()
+        self.shared.client.borrow().is_some()
+    }
+
+    /// Who is connected, and what workers from `first_worker` on have counted, as far as it fits into one answer.
+    pub fn report(&self, first_worker: usize) -> EndpointReport {
+        let client = *self.shared.client.borrow();
+        let identity = client.unwrap_or_default();
+        let mut report = EndpointReport {
+            instance: vireo_proto::id_to_bytes(self.id),
+            age_ns: u64::try_from(self.shared.now().as_nanos()).unwrap_or(u64::MAX),
+            connected: client.is_some(),
+            client_pid: identity.pid,
+            client_uid: identity.uid,
+            ..EndpointReport::default()
+        };
+        let workers = self.config.workers.iter().zip(&self.queues);
+        let (mut rows, mut next) = (0, first_worker);
+        for (name, queues) in workers.skip(first_worker) {
+            let namespaces = counters(queues);
+            rows += namespaces.len() + LATENCY_ROWS;
+            if rows > MAX_REPORT_ROWS {
+                report.next_worker = u32::try_from(next).unwrap_or(u32::MAX);
+                break;
+            }
+            let latencies = latencies(queues);
+            report.workers.push(WorkerCounters { worker: name.clone(), namespaces, latencies });
+            next += 1;
+        }
+        report
+    }
+
+    /// The segments that its workers count in.
+    pub fn queues(&self) -> impl Iterator<Item = SharedQueues> {
+        self.config.workers.iter().zip(&self.queues).map(|(worker, segment)| SharedQueues {
+            of: QueuesSegment {
+                endpoint: self.config.name.clone(),
+                subsystem: self.config.subsystem.clone(),
+                worker: worker.clone(),
+                connected: self.is_connected(),
+            },
+            segment: Arc::clone(segment),
+        })
     }
 
     /// Waits until change `number` of the subsystem is in effect: nothing of before is in flight.
@@ -241,6 +320,38 @@ impl Endpoint {
     }
 }
 
+/// How long sampled commands took on a worker.
+fn latencies(queues: &QueuesLayout) -> Vec<LatencyCounts> {
+    let kinds = [LatencyKind::Read, LatencyKind::Write, LatencyKind::Other];
+    let counts = kinds.into_iter().zip(&queues.latency).map(|(kind, histogram)| {
+        let (counts, sum_ns) = histogram.load();
+        let buckets = counts.into_iter().enumerate().filter(|(_, count)| *count > 0);
+        let bucket = |(bucket, count)| LatencyBucket {
+            upper_bound_ns: upper_bound(bucket).unwrap_or(0),
+            count,
+        };
+        LatencyCounts { kind: kind.into(), sum_ns, buckets: buckets.map(bucket).collect() }
+    });
+    counts.filter(|counts| !counts.buckets.is_empty()).collect()
+}
+
+/// What a worker counted, by namespace.
+fn counters(queues: &QueuesLayout) -> Vec<NamespaceCounters> {
+    // Relaxed: each counter stands for itself.
+    let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let rows = queues.counters.iter().zip(1..).map(|(counters, nsid)| NamespaceCounters {
+        nsid,
+        reads: load(&counters.reads),
+        writes: load(&counters.writes),
+        others: load(&counters.others),
+        read_bytes: load(&counters.read_bytes),
+        written_bytes: load(&counters.written_bytes),
+        errors: load(&counters.errors),
+        media_errors: load(&counters.media_errors),
+    });
+    rows.filter(|row| *row != NamespaceCounters { nsid: row.nsid, ..Default::default() }).collect()
+}
+
 async fn run(shared: Arc<Shared>, mut function: Function, listener: UnixListener) {
     let mut stop = shared.stop.subscribe();
     let mut generation = 0;
@@ -254,8 +365,12 @@ async fn run(shared: Arc<Shared>, mut function: Function, listener: UnixListener
             accepted = accept => accepted,
             _ = stop.wait_for(|&stop| stop) => break,
         };
-        let socket = match accepted.and_then(|(stream, _)| stream.into_std()) {
-            Ok(socket) => OwnedFd::from(socket),
+        let accepted = accepted.and_then(|(stream, _)| {
+            let identity = ClientIdentity::of(&stream);
+            Ok((identity, stream.into_std()?))
+        });
+        let (identity, socket) = match accepted {
+            Ok((identity, socket)) => (identity, OwnedFd::from(socket)),
             Err(error) => {
                 tracing::warn!(endpoint = shared.name, %error, "cannot accept");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -266,7 +381,7 @@ async fn run(shared: Arc<Shared>, mut function: Function, listener: UnixListener
         if let Some(suppressed) = shared.limit.pass() {
             tracing::info!(endpoint = shared.name, suppressed, "client connected");
         }
-        shared.connected.send_replace(true);
+        shared.client.send_replace(Some(identity));
         // What changes from here on waits for this client.
         shared.settled.send_replace(0);
         if let Err(error) = client::serve(&mut function, &shared, socket, generation).await {
@@ -277,7 +392,7 @@ async fn run(shared: Arc<Shared>, mut function: Function, listener: UnixListener
             );
             shared.settled.send_replace(u64::MAX);
         }
-        shared.connected.send_replace(false);
+        shared.client.send_replace(None);
     }
     shared.subsystem.lock().remove_controller(function.controller().id());
     // Connections that nobody took may hold descriptors.
@@ -313,4 +428,27 @@ fn random_id() -> std::io::Result<u128> {
     let mut bytes = [0; 16];
     std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut bytes)?;
     Ok(u128::from_le_bytes(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ipc::layout::latency::LatencyOf;
+
+    #[test]
+    fn a_report_has_what_a_worker_counted_and_nothing_else() {
+        let queues = Segment::<QueuesLayout>::create("vireo-queues", 7).unwrap();
+        assert_eq!((counters(&queues), latencies(&queues)), (Vec::new(), Vec::new()));
+        queues.counters[4].writes.store(3, Ordering::Relaxed);
+        queues.counters[4].written_bytes.store(12_288, Ordering::Relaxed);
+        queues.latency[LatencyOf::Write as usize].record(300);
+        queues.latency[LatencyOf::Write as usize].record(u64::MAX / 2);
+        let expected =
+            NamespaceCounters { nsid: 5, writes: 3, written_bytes: 12_288, ..Default::default() };
+        assert_eq!(counters(&queues), [expected]);
+        let found = latencies(&queues);
+        assert_eq!((found.len(), found[0].kind()), (1, LatencyKind::Write));
+        let buckets: Vec<_> = found[0].buckets.iter().map(|b| (b.upper_bound_ns, b.count)).collect();
+        assert_eq!(buckets, [(320, 1), (0, 1)]);
+    }
 }

@@ -7,6 +7,7 @@ use crate::subsystem::SharedSubsystem;
 use nvme::{NamespaceConfig, Protection, Subsystem, SubsystemConfig};
 use nvme_spec::Nsid;
 use service::control::{Answer, Handler, Incoming};
+use service::observe::SharedQueues;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -66,12 +67,12 @@ impl Registry {
     pub fn new(config: RegistryConfig) -> Self {
         let sender = format!("frontend-{}", config.name);
         let backends = Arc::new(Backends::new(config.runtime_dir.clone(), sender));
-        Self {
-            config,
-            backends,
-            applying: tokio::sync::Mutex::default(),
-            targets: Mutex::default(),
-        }
+        Self { config, backends, applying: tokio::sync::Mutex::default(), targets: Mutex::default() }
+    }
+
+    /// The segments that workers count in, in the order of the endpoints' names.
+    pub fn queues(&self) -> Vec<SharedQueues> {
+        self.lock().endpoints.values().flat_map(|endpoint| endpoint.queues()).collect()
     }
 
     /// Ends every endpoint, as far as they end in a few seconds.
@@ -386,6 +387,14 @@ impl Handler for Registry {
             }
             request::Body::GetStatus(_) => {
                 Ok(Answer::new(reply::Body::ProcessStatus(self.status())))
+            }
+            request::Body::ReadEndpoint(read) => {
+                let endpoint = self.lock().endpoints.get(&read.endpoint).cloned();
+                let endpoint = endpoint.ok_or_else(|| {
+                    Failure::not_found(format!("there is no endpoint {}", read.endpoint))
+                })?;
+                let report = endpoint.report(read.first_worker as usize);
+                Ok(Answer::new(reply::Body::EndpointReport(report)))
             }
             _ => Err(Failure::unsupported()),
         }

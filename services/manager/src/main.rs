@@ -4,15 +4,21 @@
 
 use anyhow::Context;
 use clap::Parser;
+use ipc::fd_store::FdStore;
 use service::config::{Config, Kind, MANAGER};
 use service::control::Server;
 use service::shutdown::Shutdown;
 use service::start::{Arguments, EXIT_CONFIGURATION, EXIT_FAILURE};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
+use telemetry::metrics::http;
+use vireo_manager::grpc;
+use vireo_manager::grpc::listen::{ListenError, Listener};
 use vireo_manager::manager::{Manager, StartError};
+use vireo_manager::metrics::Metrics;
 
 /// How long the host may take to serve all before the manager counts as ready without that.
 const START_BOUND: Duration = Duration::from_secs(15);
@@ -37,36 +43,76 @@ fn main() -> ExitCode {
         Ok(config) => config,
         Err(code) => return code,
     };
+    // Before other descriptors are opened: what the keeper passed lies at fixed numbers.
+    let passed = match FdStore::from_environment() {
+        Ok((_, passed)) => passed,
+        Err(error) => {
+            tracing::error!(%error, "what the keeper passed");
+            return ExitCode::from(EXIT_FAILURE);
+        }
+    };
+    let collector = config.telemetry.otlp.as_deref();
+    telemetry::spans::export::start(collector, Kind::Manager.as_str(), &name);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = runtime
         .context("start the runtime")
-        .and_then(|runtime| runtime.block_on(run(config, &name, file)));
+        .and_then(|runtime| runtime.block_on(run(config, &name, file, passed)));
+    telemetry::spans::export::flush();
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
-            let lasting = error.downcast_ref().is_some_and(StartError::is_lasting);
+            let lasting = error.downcast_ref().is_some_and(StartError::is_lasting)
+                || error.downcast_ref().is_some_and(ListenError::is_lasting);
             ExitCode::from(if lasting { EXIT_CONFIGURATION } else { EXIT_FAILURE })
         }
     }
 }
 
-async fn run(config: Config, name: &str, file: PathBuf) -> anyhow::Result<()> {
+async fn run(
+    config: Config,
+    name: &str,
+    file: PathBuf,
+    passed: Vec<(String, OwnedFd)>,
+) -> anyhow::Result<()> {
     let shutdown = Shutdown::listen().context("listen for signals")?;
     let socket = config.socket(Kind::Manager, name);
     // Before any process is told anything: where another manager answers, this one does nothing.
-    let server =
-        Server::bind(&socket).with_context(|| format!("listen on {}", socket.display()))?;
+    let server = Server::adopt_or_bind(&socket, passed)
+        .with_context(|| format!("listen on {}", socket.display()))?;
     let manager = Arc::new(Manager::start(name, file, config).await.context("start")?);
+    let metrics = config_metrics(&manager)?;
+    let listener = Listener::bind(&manager.config().api).await.context("serve the API")?;
     tokio::select! {
+        served = grpc::serve(Arc::clone(&manager), listener) => served?,
         () = server.serve(Arc::clone(&manager)) => {}
         () = manager.run() => {}
+        () = serve_metrics(Arc::clone(&manager), metrics) => {}
         () = tell(&manager) => {}
         () = feed_watchdog() => {}
         () = shutdown.requested() => {}
     }
     service::ready::stopping();
     Ok(())
+}
+
+/// Listens where the metrics are to be had, if they are.
+fn config_metrics(manager: &Manager) -> anyhow::Result<Option<http::Listener>> {
+    let Some(address) = manager.config().telemetry.metrics else { return Ok(None) };
+    let listener = http::Listener::bind(&address);
+    Ok(Some(listener.with_context(|| format!("telemetry.metrics: listen on {address}"))?))
+}
+
+/// Serves the metrics for ever, or nothing.
+async fn serve_metrics(manager: Arc<Manager>, listener: Option<http::Listener>) {
+    let Some(listener) = listener else { return std::future::pending().await };
+    let metrics = Arc::new(Metrics::new(manager));
+    listener
+        .serve(move || {
+            let metrics = Arc::clone(&metrics);
+            async move { metrics.page().await }
+        })
+        .await;
 }
 
 /// Tells the keeper once that the manager is ready, and whenever the host's state is another one.

@@ -4,6 +4,7 @@ use service::config::Kind;
 use service::control::{Client, ControlError, Session};
 use std::sync::Arc;
 use std::time::Duration;
+use telemetry::spans::{self, Context};
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use vireo_proto::handoff::{reply, request};
@@ -45,6 +46,7 @@ pub(crate) struct Peer {
 struct Wanted {
     document: u64,
     body: request::Body,
+    asked_in: Option<Context>,
 }
 
 impl Peer {
@@ -72,15 +74,15 @@ impl Peer {
         Self { kind, name: name.to_owned(), client, wanted, outcome, again, task }
     }
 
-    /// Makes `body` what the process is to serve; does nothing if it is already.
-    pub(crate) fn want(&self, body: request::Body) {
+    /// Makes `body` what the process is to serve, for a request `asked_in`; does nothing if it is already.
+    pub(crate) fn want(&self, body: request::Body, asked_in: Option<Context>) {
         self.wanted.send_if_modified(|wanted| {
             let document = match wanted {
                 Some(old) if old.body == body => return false,
                 Some(old) => old.document + 1,
                 None => 1,
             };
-            *wanted = Some(Wanted { document, body });
+            *wanted = Some(Wanted { document, body, asked_in });
             true
         });
     }
@@ -142,11 +144,11 @@ impl Talk {
             let mut clean = true;
             match wanted {
                 None => self.tell(Outcome::Present),
-                Some(Wanted { document, body }) => {
+                Some(Wanted { document, body, asked_in }) => {
                     if std::mem::take(&mut fresh) {
                         self.tell(Outcome::Present);
                     }
-                    let failures = apply(&session, body).await;
+                    let failures = spans::within(asked_in, apply(&session, body)).await;
                     if session.is_closed() {
                         fresh = true;
                         continue;

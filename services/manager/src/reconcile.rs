@@ -10,6 +10,7 @@ use service::config::{Bdev, Config, Kind};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
+use telemetry::spans::Context;
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
@@ -26,6 +27,8 @@ pub struct Goal {
     pub generation: u64,
     /// What is to be served.
     pub desired: Desired,
+    /// The request that asked for it.
+    pub asked_in: Option<Context>,
     /// Earlier configurations; their bdevs that are wanted no more stay until their frontends have let go of them.
     pub leaving: Vec<Config>,
 }
@@ -172,7 +175,7 @@ impl Steps {
     fn tell(&mut self, goal: &Goal, held: &[Held<'_>], graced: bool) {
         for backend in self.of(Kind::Backend) {
             let bdevs = goal.desired.bdevs(&backend.name, held.iter().map(|held| held.bdev));
-            backend.want(request::Body::ApplyBdevs(bdevs));
+            backend.want(request::Body::ApplyBdevs(bdevs), goal.asked_in);
         }
         let answered = self.of(Kind::Backend).all(|backend| is_applied(&backend.outcome()));
         let peers = Arc::clone(&self.peers);
@@ -180,7 +183,7 @@ impl Steps {
             let told = self.told.get(&frontend.name) == Some(&goal.generation);
             if !told && (answered || graced) {
                 let targets = goal.desired.targets(&frontend.name);
-                frontend.want(request::Body::ApplyTargets(targets));
+                frontend.want(request::Body::ApplyTargets(targets), goal.asked_in);
                 self.told.insert(frontend.name.clone(), goal.generation);
             }
             if let Some(told) = self.told.get(&frontend.name)

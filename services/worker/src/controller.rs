@@ -15,6 +15,7 @@ mod signal;
 mod steps;
 mod tables;
 mod tally;
+mod trace;
 
 use crate::doorbells::Shadow;
 use crate::interrupt::Vectors;
@@ -43,6 +44,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tables::Seen;
 use tally::Tally;
+use trace::Tracing;
 
 /// Largest transfer that is served, whatever the segment says: lists are as long as this needs.
 pub const MAX_TRANSFER: u32 = 4 << 20;
@@ -172,6 +174,7 @@ pub struct Controller {
     garbage: VecDeque<Garbage>,
     kick: bool,
     admin_tail: u32,
+    tracing: Tracing,
 }
 
 impl Controller {
@@ -223,6 +226,7 @@ impl Controller {
             garbage: VecDeque::new(),
             kick: false,
             admin_tail,
+            tracing: Tracing::default(),
         }
     }
 
@@ -257,6 +261,9 @@ impl Controller {
         }
         if self.owed != 0 {
             work += self.signal(now, notifier);
+            if self.tracing.awaits_interrupt() {
+                self.trace_signalled();
+            }
         }
         if self.seen.is_pending(work) {
             self.acknowledge();

@@ -19,6 +19,7 @@ pub mod queue_pair;
 pub mod reactor;
 pub mod sleep;
 pub mod times;
+pub mod tracer;
 
 mod doorbells;
 mod namespaces;

@@ -23,6 +23,7 @@ use vireo_worker::notify::WatchedNotifier;
 use vireo_worker::reactor::{ControlEnd, Reactor};
 use vireo_worker::sleep;
 use vireo_worker::times::Times;
+use vireo_worker::tracer::Tracer;
 
 /// Serves I/O queues of virtual NVMe controllers on one core.
 #[derive(Parser)]
@@ -40,6 +41,7 @@ struct PollThread {
     max_nap: Duration,
     stop: Arc<AtomicBool>,
     shared: Arc<Segment<TelemetryLayout>>,
+    tracer: Arc<Tracer>,
 }
 
 fn main() -> ExitCode {
@@ -79,6 +81,9 @@ async fn run(config: &Config, name: &str) -> anyhow::Result<()> {
     let shared = Arc::new(shared.context("make the telemetry segment")?);
     // Relaxed: nobody reads it yet.
     shared.policy.word.store(policy(config).to_word(), Ordering::Relaxed);
+    let (writer, records) = ipc::trace::ends(&shared).context("make the trace ring")?;
+    let traced = telemetry::spans::export::is_on();
+    let tracer = Tracer::new(Arc::clone(&shared), traced.then_some(writer));
     let (kick, wake) = (EventFd::create()?, EventFd::create()?);
     let stop = Arc::new(AtomicBool::new(false));
     let poll = PollThread {
@@ -88,6 +93,7 @@ async fn run(config: &Config, name: &str) -> anyhow::Result<()> {
         max_nap: settings.max_nap,
         stop: Arc::clone(&stop),
         shared: Arc::clone(&shared),
+        tracer: Arc::new(tracer),
     };
     let watchdog = Watchdog::start(DEFAULT_BOUND).context("start the watchdog")?;
     let (tell, started) = tokio::sync::oneshot::channel();
@@ -105,7 +111,14 @@ async fn run(config: &Config, name: &str) -> anyhow::Result<()> {
     let socket = config.socket(Kind::Worker, name);
     let server =
         Server::bind(&socket).with_context(|| format!("listen on {}", socket.display()))?;
-    let observed = Observed::new(control, Kind::Worker.as_str(), name).with_segment(shared);
+    if traced {
+        let described = Arc::clone(&control);
+        tokio::spawn(telemetry::io_trace::pump(records, move |id| described.describe(id)));
+    }
+    let told = Arc::clone(&control);
+    let observed = Observed::new(control, Kind::Worker.as_str(), name)
+        .with_segment(shared)
+        .with_policy(move |_| told.policy_changed());
     service::ready::ready("serving");
     tracing::info!(socket = %socket.display(), core = ?settings.core, "worker ready");
     tokio::select! {
@@ -154,6 +167,7 @@ impl PollThread {
         let notifier = WatchedNotifier::new(watchdog.guard().context("watch the poll thread")?);
         let (mut reactor, end) = Reactor::new(Monotonic::default(), notifier);
         reactor.wake_by(self.wake.try_clone()?);
+        reactor.trace_by(Arc::clone(&self.tracer));
         Ok((reactor, end))
     }
 }

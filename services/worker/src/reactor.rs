@@ -6,6 +6,7 @@
 use crate::clock::Clock;
 use crate::controller::{Change, Controller, Garbage, Request};
 use crate::notify::Notifier;
+use crate::tracer::Tracer;
 use ipc::event::EventFd;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -25,6 +26,8 @@ pub enum Message {
     Attach(Box<Controller>),
     /// Change something of a controller.
     Change(u128, Change),
+    /// The tracer's policy is another one.
+    Policy,
     /// Let go of a controller; it comes back as [`Notice::Detached`] once nothing of it is in flight.
     Detach(u128),
 }
@@ -65,6 +68,7 @@ pub struct Reactor<C, N> {
     outbox: VecDeque<Notice>,
     /// Wakes the control thread, if it sleeps.
     wake: Option<EventFd>,
+    tracer: Option<Arc<Tracer>>,
 }
 
 struct Served {
@@ -112,6 +116,7 @@ impl<C: Clock, N: Notifier> Reactor<C, N> {
             flag: flag.clone(),
             outbox: VecDeque::new(),
             wake: None,
+            tracer: None,
         };
         (reactor, ControlEnd { messages, notices, flag })
     }
@@ -119,6 +124,12 @@ impl<C: Clock, N: Notifier> Reactor<C, N> {
     /// Has `event`, which is ours and does not block, signalled when there is a notice.
     pub fn wake_by(&mut self, event: EventFd) {
         self.wake = Some(event);
+    }
+
+    /// Has commands traced by `tracer`. To be called before the first message is sent.
+    pub fn trace_by(&mut self, tracer: Arc<Tracer>) {
+        tracer.align(self.clock.now());
+        self.tracer = Some(tracer);
     }
 
     /// Does what there is to do, bounded. Returns how much that was; 0 is nothing.
@@ -226,8 +237,18 @@ impl<C: Clock, N: Notifier> Reactor<C, N> {
 
     fn take(&mut self, message: Message) {
         match message {
-            Message::Attach(controller) => {
+            Message::Attach(mut controller) => {
+                if let Some(tracer) = &self.tracer {
+                    controller.trace_by(Arc::clone(tracer));
+                }
                 self.controllers.push(Served { controller, idle: 0, detaching: false });
+            }
+            Message::Policy => {
+                for served in &mut self.controllers {
+                    if let Some(tracer) = &self.tracer {
+                        served.controller.trace_by(Arc::clone(tracer));
+                    }
+                }
             }
             Message::Change(id, change) => {
                 match self.controllers.iter_mut().find(|s| s.controller.id() == id) {

@@ -48,6 +48,10 @@ pub struct Flight {
     pub bytes: u32,
     /// Time of the first attempt, if it waits.
     pub since: u64,
+    /// Reactor's time at which a block device got it; 0 if that is not known.
+    pub started: u64,
+    /// Low half of its trace id if it is sampled, else 0.
+    pub trace: u64,
     /// Not 0: the first unmap that touches its memory.
     pub unmap_version: u64,
     /// A version of the controller segment is acknowledged when it has ended ([`Slots::hold`]).
@@ -66,6 +70,8 @@ impl Flight {
         op: Op::Flush,
         bytes: 0,
         since: 0,
+        started: 0,
+        trace: 0,
         unmap_version: 0,
         held: false,
         extents: [(0, 0); EXTENTS],

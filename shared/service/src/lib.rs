@@ -9,6 +9,7 @@ pub mod async_fd;
 pub mod config;
 pub mod control;
 pub mod cpu;
+pub mod observe;
 pub mod ready;
 pub mod shutdown;
 pub mod start;

@@ -30,6 +30,20 @@ pub fn watchdog_interval() -> Option<Duration> {
     sd_notify::watchdog_enabled().map(|bound| bound / 2)
 }
 
+/// Feeds the watchdog for as long as this is polled and `lives` says yes: for a process whose runtime does all its work,
+/// or whose other threads can be asked. Without a watchdog it only waits. Never ends.
+pub async fn keep_fed(mut lives: impl FnMut() -> bool) {
+    let Some(interval) = watchdog_interval() else {
+        return std::future::pending().await;
+    };
+    loop {
+        if lives() {
+            feed_watchdog();
+        }
+        tokio::time::sleep(interval).await;
+    }
+}
+
 fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         warn!(%error, "keeper cannot be told");

@@ -1,9 +1,17 @@
-//! The log on standard error: for a person on a terminal, lean for the journal, JSON everywhere else.
+//! The log on standard error: for a person on a terminal, lean where something adds the time, JSON everywhere else; or
+//! in the journal itself, with its fields ([`journal`]). What happens within a trace carries its ids.
 
+mod journal;
+
+use crate::spans;
+use std::fmt;
 use std::io::IsTerminal;
-use tracing::Subscriber;
+use tracing::{Event, Subscriber};
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
 
 /// Which events are logged, in the syntax of `tracing_subscriber::EnvFilter`; `info` if not set.
 pub const FILTER_VARIABLE: &str = "VIREO_LOG";
@@ -25,7 +33,11 @@ pub enum Format {
 /// process goes on.
 pub fn start() {
     let (filter, mistake) = filter(std::env::var(FILTER_VARIABLE).ok());
-    let subscriber = subscriber(format(), filter, std::io::stderr);
+    let journal = if format_is_chosen() { None } else { journal::Journal::of_standard_error() };
+    let subscriber: Box<dyn Subscriber + Send + Sync> = match journal {
+        Some(journal) => Box::new(tracing_subscriber::registry().with(filter).with(journal)),
+        None => subscriber(format(), filter, std::io::stderr),
+    };
     if tracing::subscriber::set_global_default(subscriber).is_err() {
         eprintln!("the log was started before");
     }
@@ -40,6 +52,11 @@ fn filter(text: Option<String>) -> (EnvFilter, Option<String>) {
         Some(Err(error)) => (EnvFilter::new("info"), Some(error.to_string())),
         None => (EnvFilter::new("info"), None),
     }
+}
+
+/// Whether a person said which format it is to be.
+fn format_is_chosen() -> bool {
+    std::env::var(FORMAT_VARIABLE).is_ok_and(|name| matches!(&*name, "human" | "journal" | "json"))
 }
 
 fn format() -> Format {
@@ -69,9 +86,46 @@ where
     match format {
         Format::Human => Box::new(builder.with_target(false).compact().finish()),
         Format::Journal => {
-            Box::new(builder.without_time().with_ansi(false).with_target(false).compact().finish())
+            let builder = builder.without_time().with_ansi(false).with_target(false).compact();
+            Box::new(builder.map_event_format(|inner| Traced { inner, json: false }).finish())
         }
-        Format::Json => Box::new(builder.json().flatten_event(true).finish()),
+        Format::Json => {
+            let builder = builder.json().flatten_event(true);
+            Box::new(builder.map_event_format(|inner| Traced { inner, json: true }).finish())
+        }
+    }
+}
+
+/// A format with the ids of the trace that an event is in.
+struct Traced<F> {
+    inner: F,
+    json: bool,
+}
+
+impl<S, N, F> FormatEvent<S, N> for Traced<F>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let Some(at) = spans::current() else {
+            return self.inner.format_event(context, writer, event);
+        };
+        let (trace, span) = (at.trace_id(), at.span_id());
+        let mut line = String::new();
+        self.inner.format_event(context, Writer::new(&mut line), event)?;
+        match line.strip_prefix('{').filter(|_| self.json) {
+            Some(rest) => {
+                write!(writer, "{{\"trace_id\":\"{trace:032x}\",\"span_id\":\"{span:016x}\",{rest}")
+            }
+            None => writeln!(writer, "{} trace_id={trace:032x}", line.trim_end_matches('\n')),
+        }
     }
 }
 
@@ -117,6 +171,17 @@ mod tests {
     fn the_journal_gets_neither_time_nor_colour() {
         let line = written(Format::Journal, None);
         assert_eq!(line, " INFO connected endpoint=\"vm0\"\n");
+    }
+
+    #[tokio::test]
+    async fn what_happens_in_a_trace_carries_its_ids() {
+        let context = spans::Context::new(0xAB, 0xCD).unwrap();
+        let json = spans::within(Some(context), async { written(Format::Json, None) }).await;
+        let ids = r#"{"trace_id":"000000000000000000000000000000ab","span_id":"00000000000000cd","#;
+        assert!(json.starts_with(ids) && json.ends_with("}\n"), "{json}");
+        let line = spans::within(Some(context), async { written(Format::Journal, None) }).await;
+        let id = " trace_id=000000000000000000000000000000ab\n";
+        assert_eq!(line, format!(" INFO connected endpoint=\"vm0\"{id}"));
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub use export::{Statistics, statistics};
 use opentelemetry::trace::{SpanContext, SpanId, SpanKind, Status, TraceState};
 use opentelemetry::{InstrumentationScope, KeyValue, Value};
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
+use std::borrow::Cow;
 use std::future::Future;
 use std::time::SystemTime;
 
@@ -61,17 +62,17 @@ pub struct Span {
 
 impl Span {
     /// A span within where the present task is, or a trace of its own.
-    pub fn new(role: Role, name: &'static str) -> Self {
-        Self::within(role, name, current())
+    pub fn new(role: Role, name: impl Into<Cow<'static, str>>) -> Self {
+        Self::within(role, name.into(), current())
     }
 
     /// A span of a request whose sender said that it is in `traceparent`; within where the present task is if it said
     /// nothing that is understood.
-    pub fn of_request(name: &'static str, traceparent: &str) -> Self {
-        Self::within(Role::Server, name, traceparent.parse().ok().or_else(current))
+    pub fn of_request(name: impl Into<Cow<'static, str>>, traceparent: &str) -> Self {
+        Self::within(Role::Server, name.into(), traceparent.parse().ok().or_else(current))
     }
 
-    fn within(role: Role, name: &'static str, parent: Option<Context>) -> Self {
+    fn within(role: Role, name: Cow<'static, str>, parent: Option<Context>) -> Self {
         if !export::is_on() {
             return Self { context: parent, recorded: None };
         }
@@ -132,7 +133,7 @@ impl Drop for Span {
 pub(crate) fn span_data(
     context: Context,
     parent: u64,
-    name: impl Into<std::borrow::Cow<'static, str>>,
+    name: impl Into<Cow<'static, str>>,
     kind: SpanKind,
     start: SystemTime,
     end: SystemTime,

@@ -7,6 +7,7 @@ use ipc::segment::Segment;
 use service::control::{ConnectionId, ControlError, Session};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
+use telemetry::spans::Context;
 use tokio::sync::{Mutex, oneshot};
 use tokio::task::JoinSet;
 use vireo_proto::handoff::{AddRegion, CloseChannel, RemoveRegion, request};
@@ -18,6 +19,8 @@ pub(super) struct Attached {
     pub connection: ConnectionId,
     /// The endpoint's name.
     pub name: String,
+    /// The span in which it came.
+    pub came_in: Option<Context>,
     /// The controller segment.
     pub layout: Arc<Segment<ControllerLayout>>,
     /// Its memory.
@@ -64,6 +67,7 @@ impl Attached {
         Self {
             connection,
             name,
+            came_in: telemetry::spans::current(),
             layout,
             regions: BTreeMap::new(),
             waiting: VecDeque::new(),

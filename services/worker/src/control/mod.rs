@@ -88,6 +88,23 @@ impl Control {
         }))
     }
 
+    /// Has the poll thread look at the tracer's policy.
+    pub fn policy_changed(&self) {
+        if let Some(control) = self.this.upgrade() {
+            tokio::spawn(async move { control.send(Message::Policy).await });
+        }
+    }
+
+    /// What is known of a controller, for its traces.
+    pub fn describe(&self, id: u128) -> telemetry::io_trace::Controller {
+        let controllers = self.controllers();
+        let attached = controllers.get(&id);
+        telemetry::io_trace::Controller {
+            endpoint: attached.map(|attached| attached.name.clone()).unwrap_or_default(),
+            attached: attached.and_then(|attached| attached.came_in),
+        }
+    }
+
     /// Takes the poll thread's notices, for ever. `wake` is what [`crate::reactor::Reactor::wake_by`] got.
     pub async fn pump(self: Arc<Self>, wake: AsyncFd<EventFd>) {
         while let Ok(mut guard) = wake.readable().await {

@@ -41,7 +41,11 @@ impl Controller {
         let closed = self.namespaces.get(row).is_none_or(|entry| entry.channel.is_none());
         if closed && now.saturating_sub(flight.since) > CHANNEL_WAIT {
             self.release_parts(slot);
-            return self.finish(slot, sqid, cid, Status::INTERNAL_PATH_ERROR, 0);
+            self.finish(slot, sqid, cid, Status::INTERNAL_PATH_ERROR, 0);
+            if flight.trace != 0 {
+                self.trace_progress(slot, &flight);
+            }
+            return;
         }
         let command = self.command_of(slot);
         match flight.kind {
@@ -56,6 +60,9 @@ impl Controller {
         // Another wait goes on from the first.
         if self.waiting.back() == Some(&slot) {
             self.slots.flight_mut(slot).since = flight.since;
+        }
+        if flight.trace != 0 {
+            self.trace_progress(slot, &flight);
         }
     }
 
@@ -90,11 +97,13 @@ impl Controller {
         let Flight { sqid, cid, op, bytes, .. } = flight;
         let status = nvm::status(op, outcome);
         let row = usize::from(flight.namespace);
+        let traced = self.tracing.is_traced(&flight, now);
+        self.trace_in_hand(traced);
         if flight.kind != Kind::Orphan {
             self.count(row, op, u64::from(bytes), status);
             if outcome.is_err() {
                 let command = self.command_of(slot);
-                self.record_error(sqid, cid, status, command.nsid, command.slba().0);
+                self.record_error(sqid, cid, status, &command);
             }
         }
         match flight.kind {
@@ -111,6 +120,10 @@ impl Controller {
                 self.run_steps(slot, now);
             }
             Kind::Steps(_) => self.finish_steps(slot, status),
+        }
+        self.trace_in_hand(false);
+        if traced && flight.kind != Kind::Orphan {
+            self.trace_progress(slot, &flight);
         }
     }
 

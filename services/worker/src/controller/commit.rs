@@ -10,7 +10,8 @@ use ipc::guest_memory::{HostSlice, RegionTable};
 use ipc::layout::MAX_IN_FLIGHT;
 use ipc::layout::queues::{ERROR_RECORDS, FailureReason, InFlightSlot, SlotState};
 use nvme::queue::completion::Position;
-use nvme_spec::{CommandId, Completion, Nsid, QueueId, Status};
+use nvme_spec::command::Command;
+use nvme_spec::{CommandId, Completion, QueueId, Status};
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
@@ -99,7 +100,9 @@ impl Controller {
 
     /// Writes an error down for the Error Information log page.
     #[cold]
-    pub(super) fn record_error(&self, sqid: u16, cid: u16, status: Status, nsid: Nsid, lba: u64) {
+    pub(super) fn record_error(&self, sqid: u16, cid: u16, status: Status, command: &Command) {
+        let (nsid, lba) = (command.nsid, command.slba().0);
+        self.trace_failed(sqid, cid, status, command);
         let count = self.queues.acknowledged.error_count.load(Ordering::Relaxed);
         let record = &self.queues.errors[(count % ERROR_RECORDS as u64) as usize];
         record.command.store(u32::from(sqid) << 16 | u32::from(cid), Ordering::Relaxed);

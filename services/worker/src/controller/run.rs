@@ -52,6 +52,9 @@ impl Controller {
         if fuses != Fuse::NORMAL.0 {
             return self.run_fused_batch(qid, now);
         }
+        if self.tracing.is_due(self.batch.len()) {
+            return self.run_sampled_batch(qid, now);
+        }
         if self.namespaces.any_copies() {
             return self.run_copying_batch(qid, now);
         }
@@ -228,7 +231,7 @@ impl Controller {
                 self.count(row, io.op, io.length, status);
                 if outcome.is_err() {
                     let command = self.command_of(slot);
-                    self.record_error(sqid, cid, status, command.nsid, command.slba().0);
+                    self.record_error(sqid, cid, status, &command);
                 }
                 self.finish(slot, sqid, cid, status, 0);
             }
@@ -236,6 +239,7 @@ impl Controller {
                 let mut flight = Flight::new(sqid, cid, row as u16, Kind::Single);
                 flight.touch(self.lists[list % LISTS].guest_ranges());
                 (flight.op, flight.bytes) = (io.op, io.length as u32);
+                flight.started = now;
                 *self.slots.flight_mut(slot) = flight;
                 self.slots.submit(slot);
                 if let Some(entry) = self.namespaces.get_mut(row) {
@@ -255,7 +259,7 @@ impl Controller {
         if let Some(row) = nvm::namespace_index(command.nsid) {
             self.count(row, Op::Flush, 0, status);
         }
-        self.record_error(sqid, cid, status, command.nsid, command.slba().0);
+        self.record_error(sqid, cid, status, command);
         self.finish(slot, sqid, cid, status.with_more(), 0);
     }
 

@@ -8,6 +8,7 @@ use super::Controller;
 use crate::doorbells::Doorbells;
 use crate::notify::Notifier;
 use ipc::layout::queues::FailureReason;
+use ipc::layout::telemetry::add;
 
 impl Controller {
     /// Signals the vectors whose time has come. Returns how many completion queues were owed.
@@ -57,8 +58,9 @@ impl Controller {
         while fire != 0 {
             let vector = fire.trailing_zeros() as usize;
             fire &= fire - 1;
-            if self.vectors.signal(vector, notifier).is_err() {
-                self.fail(FailureReason::StuckInterrupt);
+            match self.vectors.signal(vector, notifier) {
+                Ok(()) => add(&self.queues.acknowledged.interrupts, 1),
+                Err(_) => self.fail(FailureReason::StuckInterrupt),
             }
         }
         owed

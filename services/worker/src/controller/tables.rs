@@ -145,6 +145,7 @@ impl Controller {
         self.vectors.reset();
         self.shadow = None;
         self.owed = 0;
+        self.tracing.forget();
     }
 
     /// Gives up the controller, alone. Nothing more is fetched or posted.

@@ -8,8 +8,12 @@ use crate::request::{ErrorKind, Outcome, outcome_code};
 use ipc::event::EventFd;
 use ipc::guest_memory::{MemRange, RegionTable};
 use ipc::layout::channel::{ChannelLayout, MAX_REQUEST_RANGES};
+use ipc::layout::telemetry::{TraceRecord, TraceSide, trace_reason};
 use ipc::ring::{Consumer, Producer, RingError};
 use ipc::segment::Segment;
+use ipc::trace::TraceWriter;
+use nix::time::{ClockId, clock_gettime};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// One worker's ring, served.
 pub struct RingServer {
@@ -26,6 +30,10 @@ pub struct RingServer {
     /// Where a request's ranges are copied to.
     ranges: Vec<MemRange>,
     gone: bool,
+    /// Where the records of traced requests go.
+    tracer: Option<Arc<Mutex<TraceWriter>>>,
+    /// Traced requests that the device has, by slot; at most as many as slots.
+    traced: Vec<(usize, TraceRecord)>,
 }
 
 impl RingServer {
@@ -44,7 +52,15 @@ impl RingServer {
             deferred: None,
             ranges: Vec::with_capacity(MAX_REQUEST_RANGES),
             gone: false,
+            tracer: None,
+            traced: Vec::new(),
         })
+    }
+
+    /// Has the requests recorded that the worker traces.
+    #[must_use]
+    pub fn traced_by(self, tracer: Arc<Mutex<TraceWriter>>) -> Self {
+        Self { tracer: Some(tracer), ..self }
     }
 
     /// The segment, to hand to the worker.
@@ -146,6 +162,9 @@ impl RingServer {
         let slot = entry::slot(&words);
         // A slot that is busy must not be used again: its tag is still the device's.
         let usable = slot < self.depth && !self.busy.contains(slot);
+        if words[3] != 0 && usable && self.tracer.is_some() {
+            self.trace(slot, &words);
+        }
         let list = self.segment.list(slot).filter(|_| usable);
         let corrupt = RingError::Corrupt { found: slot as u32, own: self.depth as u32 };
         let list = list.ok_or(corrupt)?;
@@ -171,7 +190,52 @@ impl RingServer {
         Ok(true)
     }
 
+    /// A traced request was taken.
+    #[cold]
+    fn trace(&mut self, slot: usize, words: &entry::Words) {
+        // One that the device had no room for is taken more than once.
+        if self.traced.iter().any(|(other, _)| *other == slot) {
+            return;
+        }
+        let record = TraceRecord {
+            trace: words[3],
+            controller: self.segment.id(),
+            side: TraceSide::Backend,
+            reason: trace_reason::SAMPLED,
+            opcode: words[0] as u8,
+            status: 0,
+            sqid: 0,
+            cid: 0,
+            nsid: 0,
+            lba: words[1],
+            bytes: words[2],
+            fetched: monotonic(),
+            started: 0,
+            translated: 0,
+            submitted: 0,
+            done: 0,
+            posted: 0,
+            signalled: 0,
+        };
+        self.traced.push((slot, record));
+    }
+
+    /// A request ended, which may be one of the traced ones.
+    #[cold]
+    fn trace_end(&mut self, slot: usize, outcome: Outcome) {
+        let Some(place) = self.traced.iter().position(|(other, _)| *other == slot) else { return };
+        let (_, mut record) = self.traced.swap_remove(place);
+        record.done = monotonic();
+        record.status = outcome_code(outcome) as u16;
+        if let Some(tracer) = &self.tracer {
+            tracer.lock().unwrap_or_else(PoisonError::into_inner).record(&record);
+        }
+    }
+
     fn post(&mut self, slot: usize, outcome: Outcome) -> Result<(), RingError> {
+        if !self.traced.is_empty() {
+            self.trace_end(slot, outcome);
+        }
         let Some(ring) = self.segment.completions(self.depth) else { return Ok(()) };
         let words = [slot as u64, u64::from(outcome_code(outcome))];
         if self.completions.push(ring, words)? {
@@ -180,4 +244,11 @@ impl RingServer {
         // More outstanding than slots: an honest worker's ring never fills up.
         Err(RingError::Corrupt { found: slot as u32, own: self.depth as u32 })
     }
+}
+
+/// Nanoseconds of CLOCK_MONOTONIC, the same in every process of the machine.
+fn monotonic() -> u64 {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |time| {
+        (time.tv_sec() as u64).wrapping_mul(1_000_000_000).wrapping_add(time.tv_nsec() as u64)
+    })
 }

@@ -1,6 +1,6 @@
 //! Who asks.
 
-use super::{Answer, CALL_TIMEOUT, ControlError, TRACEPARENT};
+use super::{Answer, CALL_TIMEOUT, ControlError, name};
 use crate::async_fd::register;
 use ipc::handoff::{Connection, HandoffError, Message};
 use nix::sys::socket::{Shutdown, shutdown};
@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use telemetry::spans::Span;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
@@ -103,7 +104,9 @@ impl Session {
         let shared = &*self.inner.shared;
         // Relaxed: only uniqueness matters.
         let id = shared.next_id.fetch_add(1, Ordering::Relaxed);
-        let traceparent = TRACEPARENT.try_with(Clone::clone).unwrap_or_default();
+        let mut span = name::asked(&body, &shared.peer);
+        let context = span.as_ref().and_then(Span::context).or_else(telemetry::spans::current);
+        let traceparent = context.map(|context| context.to_string()).unwrap_or_default();
         let request = Request { id, traceparent, sender: shared.sender.clone(), body: Some(body) };
         let (tell, told) = oneshot::channel();
         shared.lock().insert(id, tell);
@@ -121,11 +124,15 @@ impl Session {
             )?;
             told.await.map_err(|_| self.absent())
         };
-        match tokio::time::timeout(timeout, exchange).await {
+        let result = match tokio::time::timeout(timeout, exchange).await {
             Ok(Ok((reply, message))) => answer(reply, message, &shared.peer),
             Ok(Err(error)) => Err(error),
             Err(_) => Err(ControlError::TimedOut { peer: shared.peer.clone(), after: timeout }),
+        };
+        if let (Some(span), Err(error)) = (&mut span, &result) {
+            span.fail(&error.line());
         }
+        result
     }
 
     /// Asks for something that is answered with `Done`; gives the descriptors beside it.

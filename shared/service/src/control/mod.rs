@@ -6,6 +6,7 @@
 //! All of it runs on a current-thread runtime.
 
 mod client;
+mod name;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -17,16 +18,11 @@ use vireo_proto::handoff::{Done, reply};
 use vireo_proto::{ErrorCode, Failure, Malformed};
 
 pub use client::{Client, Session};
-pub use server::{ConnectionId, Handler, Incoming, Server};
+pub use server::{CONTROL, ConnectionId, Handler, Incoming, Server};
 
 /// How long a call may take if its caller says nothing else. Far above what any process needs; it bounds what a peer
 /// that hangs can hold up.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
-
-tokio::task_local! {
-    /// The W3C traceparent of the request in hand: set around every [`Handler::handle`], sent along by every call.
-    pub static TRACEPARENT: String;
-}
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]

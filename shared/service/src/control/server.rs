@@ -1,7 +1,7 @@
 //! Who answers.
 
 use super::client::{receive, send};
-use super::{Answer, TRACEPARENT};
+use super::{Answer, name};
 use crate::async_fd::register;
 use ipc::handoff::{Connection, HandoffError, Listener, MAX_MESSAGE, Message, Peer};
 use std::future::Future;
@@ -23,6 +23,9 @@ const MAX_CONNECTIONS: usize = 1024 + 256;
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after an accept that failed for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Name under which a keeper passes the socket to listen on (FileDescriptorName of a socket unit).
+pub const CONTROL: &str = "control";
 
 /// Names a connection for as long as the process lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -82,14 +85,34 @@ pub struct Server {
 impl Server {
     /// Listens at `path`; replaces a socket on which nobody answers.
     pub fn bind(path: &Path) -> Result<Self, HandoffError> {
-        let listener = Listener::bind(path)?;
+        Self::over(Listener::bind(path)?)
+    }
+
+    fn over(listener: Listener) -> Result<Self, HandoffError> {
+        let path = listener.path().to_owned();
         register(listener).map(|listener| Self { listener, next_id: 1 }).map_err(|error| {
             HandoffError::System {
                 call: "epoll_ctl",
-                path: path.to_owned(),
+                path,
                 source: nix::errno::Errno::from_raw(error.raw_os_error().unwrap_or(0)),
             }
         })
+    }
+
+    /// Listens at `path`: on the socket [`CONTROL`] among what the keeper passed, if it lies there, else on one of its
+    /// own, as [`Server::bind`] does.
+    pub fn adopt_or_bind(
+        path: &Path,
+        passed: Vec<(String, OwnedFd)>,
+    ) -> Result<Self, HandoffError> {
+        for (_, fd) in passed.into_iter().filter(|(name, _)| name == CONTROL) {
+            match Listener::adopt(fd, path) {
+                Ok(listener) => return Self::over(listener),
+                // The runtime directory is another one than the keeper's unit says.
+                Err(error) => warn!(error = Failure::internal(&error).message(), "socket not used"),
+            }
+        }
+        Self::bind(path)
     }
 
     /// Where it listens.
@@ -196,8 +219,14 @@ async fn handle<H: Handler>(
     // A body of a newer version decodes as none.
     let body = request.body.ok_or_else(Failure::unsupported)?;
     let sender = request.sender;
+    let mut span = name::answered(&body, &sender, &request.traceparent);
     let incoming = Incoming { connection, peer, sender, body, fds: message.fds };
-    TRACEPARENT.scope(request.traceparent, handler.handle(incoming)).await
+    let context = span.as_ref().and_then(telemetry::spans::Span::context);
+    let result = telemetry::spans::within(context, handler.handle(incoming)).await;
+    if let (Some(span), Err(failure)) = (&mut span, &result) {
+        span.fail(failure.message());
+    }
+    result
 }
 
 async fn answer(

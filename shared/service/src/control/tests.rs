@@ -17,7 +17,7 @@ impl Handler for Fake {
     async fn handle(&self, mut request: Incoming) -> Result<Answer, Failure> {
         match &request.body {
             request::Body::GetStatus(_) => {
-                let message = TRACEPARENT.with(Clone::clone);
+                let message = telemetry::spans::traceparent();
                 let status = ProcessStatus { pid: self.pid, message, ..Default::default() };
                 Ok(Answer::new(reply::Body::ProcessStatus(status)))
             }
@@ -92,7 +92,9 @@ async fn a_request_carries_the_trace_of_the_one_in_hand() {
     let (_fake, _server) = start(&socket(&directory), 1);
     let session = Session::connect(&socket(&directory), "test-t").unwrap();
     let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".to_owned();
-    let answer = TRACEPARENT.scope(trace.clone(), session.call(status(), &[])).await.unwrap();
+    let answer = telemetry::spans::within(trace.parse().ok(), session.call(status(), &[]))
+        .await
+        .unwrap();
     let reply::Body::ProcessStatus(status) = answer.body else { panic!("{answer:?}") };
     assert_eq!(status.message, trace);
 }
@@ -200,4 +202,22 @@ async fn a_peer_that_cannot_be_followed_is_closed_long_before_it_is_gone() {
     assert!(matches!(theirs.try_recv(), Err(HandoffError::Closed)));
     drop(theirs);
     tokio::time::timeout(CALL_TIMEOUT, session.gone()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_socket_of_the_keepers_is_served_where_it_is_the_right_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let keepers = ipc::handoff::Listener::bind(&socket(&directory)).unwrap();
+    let pass = |name: &str| vec![(name.to_owned(), keepers.as_fd().try_clone_to_owned().unwrap())];
+    // Asked before anybody serves: answered all the same.
+    let session = Session::connect(&socket(&directory), "test-t").unwrap();
+    let server = Server::adopt_or_bind(&socket(&directory), pass(CONTROL)).unwrap();
+    tokio::spawn(server.serve(Arc::new(Slow::default())));
+    session.call(status(), &[]).await.unwrap();
+    // Another name, or another path: not used.
+    let other = directory.path().join("other.sock");
+    let server = Server::adopt_or_bind(&other, pass(CONTROL)).unwrap();
+    assert!(server.path() == other && other.exists());
+    let taken = Server::adopt_or_bind(&socket(&directory), pass("api"));
+    assert!(matches!(taken, Err(HandoffError::InUse { .. })));
 }
