@@ -3,6 +3,7 @@
 
 mod admin;
 mod doorbells;
+mod driver;
 mod io;
 mod machines;
 mod namespaces;

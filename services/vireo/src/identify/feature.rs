@@ -262,7 +262,7 @@ fn coalescing(dw0: u32) -> Meaning {
 fn vectors(snapshot: &Snapshot, feature: &FeatureSnapshot) -> Meaning {
     let off: Vec<String> = feature.uncoalesced.iter().map(u16::to_string).collect();
     let text = match (off.len(), snapshot.vectors) {
-        (0, _) => "all coalesced as above".to_owned(),
+        (0, _) => "all as above".to_owned(),
         (count, vectors) if count == usize::from(vectors) => "none coalesced".to_owned(),
         _ => format!("not coalesced: {}", off.join(", ")),
     };

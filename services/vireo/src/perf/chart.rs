@@ -25,6 +25,8 @@ const COLOURS: [RGBColor; 4] =
     [RGBColor(0, 114, 178), RGBColor(213, 94, 0), RGBColor(0, 158, 115), RGBColor(204, 121, 167)];
 const TEXT: RGBColor = RGBColor(60, 60, 60);
 const GRID: RGBColor = RGBColor(225, 225, 225);
+/// How much higher than what is drawn an axis is, so that the legend hides nothing.
+const LEGEND_ROOM: f64 = 1.3;
 const FONT: &str = "sans-serif";
 
 /// Latencies of one series.
@@ -57,7 +59,7 @@ pub fn histogram(title: &str, series: &[LatencySeries<'_>]) -> Result<String, Bo
     let high = series.iter().map(|series| series.tally.latencies.value_at_quantile(0.99999)).max();
     let low = low as f64 * 0.8;
     let high = (high.unwrap_or(10) as f64 * 1.25).max(low * 2.0);
-    let top = bars.iter().flatten().map(|bar| bar.2).fold(0.0, f64::max).max(0.1) * 1.1;
+    let top = bars.iter().flatten().map(|bar| bar.2).fold(0.0, f64::max).max(0.1) * LEGEND_ROOM;
     let mut text = String::new();
     {
         let root =
@@ -133,7 +135,7 @@ pub fn timeline(title: &str, series: &[TimeSeries<'_>]) -> Result<String, Box<dy
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
 fn rates(area: &Area<'_>, title: &str, series: &[TimeSeries<'_>]) -> Result<(), Box<dyn Error>> {
-    let top = points(series).map(|point| point.iops).fold(1.0, f64::max) * 1.1;
+    let top = points(series).map(|point| point.iops).fold(1.0, f64::max) * LEGEND_ROOM;
     let mut chart = ChartBuilder::on(area)
         .caption(title, style(17))
         .margin(14)
@@ -166,7 +168,9 @@ fn latencies(area: &Area<'_>, series: &[TimeSeries<'_>]) -> Result<(), Box<dyn E
     let busy = || points(series).filter(|point| point.mean_ns > 0.0);
     let low = busy().map(|point| point.mean_ns).fold(f64::INFINITY, f64::min);
     let low = if low.is_finite() { low * 0.7 } else { 1.0 };
-    let high = busy().map(|point| point.max_ns as f64).fold(low * 2.0, f64::max) * 1.4;
+    let high = busy().map(|point| point.max_ns as f64).fold(low * 2.0, f64::max);
+    // As much of the axis as the others leave for the legend, which is a power here.
+    let high = high * (high / low).powf(LEGEND_ROOM - 1.0);
     let mut chart = ChartBuilder::on(area)
         .margin(14)
         .x_label_area_size(44)
