@@ -7,6 +7,7 @@ use clap::Parser;
 use ipc::watchdog::{DEFAULT_BOUND, Watchdog};
 use service::config::{Config, Kind};
 use service::control::Server;
+use service::observe::Observed;
 use service::shutdown::Shutdown;
 use service::start::{Arguments, EXIT_FAILURE, set_limits};
 use std::process::ExitCode;
@@ -29,10 +30,13 @@ fn main() -> ExitCode {
         Err(code) => return code,
     };
     set_limits();
+    let collector = config.telemetry.otlp.as_deref();
+    telemetry::spans::export::start(collector, Kind::Frontend.as_str(), &arguments.name);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = runtime
         .context("start the runtime")
         .and_then(|runtime| runtime.block_on(run(&config, &arguments.name)));
+    telemetry::spans::export::flush();
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -57,10 +61,15 @@ async fn run(config: &Config, name: &str) -> anyhow::Result<()> {
         state_dir: config.state_dir.clone(),
         patience: registry::PATIENCE,
     }));
+    let counted = Arc::clone(&registry);
+    let observed = Observed::new(Arc::clone(&registry), Kind::Frontend.as_str(), name)
+        .with_queues(move || counted.queues());
     service::ready::ready("waiting for targets");
     tracing::info!(socket = %socket.display(), "frontend ready");
     tokio::select! {
-        () = server.serve(Arc::clone(&registry)) => {}
+        () = server.serve(Arc::new(observed)) => {}
+        // All of a frontend is tasks of this runtime.
+        () = service::ready::keep_fed(|| true) => {}
         () = shutdown.requested() => {}
     }
     service::ready::stopping();
