@@ -42,7 +42,7 @@ async fn a_successor_is_not_taken_for_its_predecessor() {
     let (first, session) = process(&directory.path().join("first"), 1);
     let (sessions, watched) = watch::channel(Some(session));
     let body = request::Body::ApplyBdevs(ApplyBdevs::default());
-    let (_wanted, told) = watch::channel(Some(Wanted { document: 1, body }));
+    let (_wanted, told) = watch::channel(Some(Wanted { document: 1, body, asked_in: None }));
     let (tell, mut outcome) = watch::channel(Outcome::Away);
     let talk = Talk {
         label: "backend b0".to_owned(),
