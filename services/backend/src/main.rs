@@ -88,6 +88,7 @@ async fn run(config: &Config, name: &str, store: Store) -> anyhow::Result<()> {
     tokio::select! {
         () = server.serve(Arc::new(observed)) => {}
         () = shutdown.requested() => {}
+        () = service::watchdog::feed_while(|bound| handle.is_alive(bound)) => {}
         // Without the loop nothing is served; the keeper starts this process anew.
         _ = loop_ended => anyhow::bail!("the serve loop has ended"),
     }

@@ -108,6 +108,7 @@ async fn run(config: &Config, name: &str) -> anyhow::Result<()> {
     let control = Control::new(control).context("start the control thread")?;
     let wake = service::async_fd::register(wake).context("watch the poll thread's eventfd")?;
     tokio::spawn(Arc::clone(&control).pump(wake));
+    let alive = Arc::clone(&control);
     let socket = config.socket(Kind::Worker, name);
     let server =
         Server::bind(&socket).with_context(|| format!("listen on {}", socket.display()))?;
@@ -123,6 +124,7 @@ async fn run(config: &Config, name: &str) -> anyhow::Result<()> {
     tracing::info!(socket = %socket.display(), core = ?settings.core, "worker ready");
     tokio::select! {
         () = server.serve(Arc::new(observed)) => {}
+        () = service::watchdog::feed_while(|bound| alive.is_alive(bound)) => {}
         () = shutdown.requested() => {}
     }
     service::ready::stopping();

@@ -30,6 +30,8 @@ pub enum Message {
     Policy,
     /// Let go of a controller; it comes back as [`Notice::Detached`] once nothing of it is in flight.
     Detach(u128),
+    /// Answer: the loop turns.
+    Ping,
 }
 
 /// To the control thread.
@@ -42,6 +44,8 @@ pub enum Notice {
     Detached(Box<Controller>),
     /// The controller of a message is not attached.
     Unknown(u128),
+    /// The answer to [`Message::Ping`].
+    Pong,
 }
 
 /// The control thread's end of the queues.
@@ -89,6 +93,11 @@ impl ControlEnd {
         // Release: pairs with the Acquire in `Reactor::poll`.
         self.flag.store(true, Ordering::Release);
         sent
+    }
+
+    /// True once there is no reactor any more.
+    pub fn is_alone(&self) -> bool {
+        Arc::strong_count(&self.flag) == 1
     }
 
     /// The next notice, if there is one.
@@ -237,6 +246,7 @@ impl<C: Clock, N: Notifier> Reactor<C, N> {
 
     fn take(&mut self, message: Message) {
         match message {
+            Message::Ping => self.outbox.push_back(Notice::Pong),
             Message::Attach(mut controller) => {
                 if let Some(tracer) = &self.tracer {
                     controller.trace_by(Arc::clone(tracer));

@@ -14,3 +14,4 @@ pub mod ready;
 pub mod shutdown;
 pub mod start;
 pub mod state;
+pub mod watchdog;

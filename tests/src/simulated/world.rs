@@ -426,7 +426,7 @@ impl World {
                     end.attached = false;
                 }
             }
-            Notice::Changed(..) | Notice::Unknown(_) => {}
+            Notice::Changed(..) | Notice::Unknown(_) | Notice::Pong => {}
         }
     }
 

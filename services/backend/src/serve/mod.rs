@@ -105,6 +105,11 @@ impl Handle {
         }
     }
 
+    /// Whether the loop takes a command in and answers within `bound`.
+    pub async fn is_alive(&self, bound: Duration) -> bool {
+        self.ask_within(bound, |done| Command::Ping { done }).await.is_ok()
+    }
+
     /// A descriptor of the event that wakes the loop, for workers.
     ///
     /// # Errors

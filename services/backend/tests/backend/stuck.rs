@@ -38,8 +38,10 @@ async fn a_stuck_loop_does_not_block_other_opens() {
         soon(close(&second, &grant)).await.unwrap();
     };
     tokio::join!(stuck, others);
+    assert!(!running.serve.is_alive(Duration::from_millis(10)).await);
     // What was given up is given back, by the loop too once it turns.
     std::thread::spawn(move || serve.run());
+    assert!(running.serve.is_alive(Duration::from_secs(20)).await);
     let guest = guest();
     add_region(&first, &guest).await;
     let (mut channel, grant) = open(&first, "mem0", false).await.unwrap();

@@ -7,6 +7,7 @@ use ipc::segment::Segment;
 use service::control::{ConnectionId, ControlError, Session};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
+use telemetry::limit::Limit;
 use telemetry::spans::Context;
 use tokio::sync::{Mutex, oneshot};
 use tokio::task::JoinSet;
@@ -106,7 +107,12 @@ impl Opened {
         let body = request::Body::CloseChannel(CloseChannel { channel_id: self.channel_id });
         match self.session.tell(body, &[]).await {
             Ok(_) | Err(ControlError::Closed { .. }) => {}
-            Err(error) => tracing::warn!(error = error.line(), "channel not closed"),
+            Err(error) => {
+                static LIMIT: Limit = Limit::per_second(5);
+                if let Some(suppressed) = LIMIT.pass() {
+                    tracing::warn!(error = error.line(), suppressed, "channel not closed");
+                }
+            }
         }
     }
 }
@@ -172,9 +178,13 @@ impl Handed {
         match self.try_reconcile(&session, id, wanted).await {
             Ok(()) => true,
             Err(error) => {
-                if !matches!(error, ControlError::Closed { .. }) {
+                static LIMIT: Limit = Limit::per_second(5);
+                if !matches!(error, ControlError::Closed { .. })
+                    && let Some(suppressed) = LIMIT.pass()
+                {
                     tracing::warn!(
                         error = error.line(),
+                        suppressed,
                         "client memory not shared with the backend"
                     );
                 }

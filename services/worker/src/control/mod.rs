@@ -7,6 +7,8 @@
 
 mod attached;
 mod open;
+#[cfg(test)]
+mod tests;
 
 use crate::controller::{Attachment, BIT_BUCKET_BYTES, Change, Controller, Garbage, Request};
 use crate::reactor::{ControlEnd, Message, Notice};
@@ -26,8 +28,9 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
+use telemetry::limit::Limit;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use vireo_proto::handoff::{
     AddRegion, AttachController, Done, ProcessStatus, SetVectors, StatusItem, reply, request,
 };
@@ -37,6 +40,9 @@ use vireo_proto::{Failure, id_from_bytes};
 const FULL_PAUSE: Duration = Duration::from_millis(1);
 /// Most controllers of one worker: far above what one core can serve.
 const MAX_CONTROLLERS: usize = 1024;
+
+/// Controllers that come and go: clients make them do so, as often as they like.
+static LIFE: Limit = Limit::per_second(10);
 
 /// What a control thread is made with.
 pub struct ControlConfig {
@@ -62,6 +68,8 @@ pub struct Control {
     /// is known to be gone.
     lives: Mutex<HashMap<u128, Arc<tokio::sync::Mutex<()>>>>,
     backends: Mutex<HashMap<String, Arc<Client>>>,
+    /// The poll thread has answered.
+    pong: Notify,
     this: Weak<Self>,
 }
 
@@ -84,6 +92,7 @@ impl Control {
             controllers: Mutex::default(),
             lives: Mutex::default(),
             backends: Mutex::default(),
+            pong: Notify::new(),
             this: this.clone(),
         }))
     }
@@ -142,6 +151,7 @@ impl Control {
                     told.send(()).ok();
                 }
             }
+            Notice::Pong => self.pong.notify_waiters(),
             Notice::Unknown(id) => {
                 if let Some(attached) = self.controllers().get_mut(&id) {
                     attached.waiting.pop_front();
@@ -180,13 +190,26 @@ impl Control {
         Arc::clone(lock(&self.backends).entry(name.to_owned()).or_insert_with(make))
     }
 
-    /// Sends a message to the poll thread and wakes it.
-    async fn send(&self, mut message: Message) {
+    /// Whether the poll thread takes a message in and answers within `bound`. To be asked while [`Self::pump`] runs.
+    pub async fn is_alive(&self, bound: Duration) -> bool {
+        let pong = self.pong.notified();
+        // A full queue is one that is not taken in.
+        let sent = lock(&self.end).send(Message::Ping).is_ok();
+        self.wake();
+        sent && tokio::time::timeout(bound, pong).await.is_ok()
+    }
+
+    /// Sends a message to the poll thread and wakes it. False if there is no such thread any more.
+    async fn send(&self, mut message: Message) -> bool {
         loop {
-            let sent = lock(&self.end).send(message);
+            let (sent, alone) = {
+                let end = lock(&self.end);
+                (end.send(message), end.is_alone())
+            };
             self.wake();
             match sent {
-                Ok(()) => return,
+                Ok(()) => return true,
+                Err(_) if alone => return false,
                 Err(back) => message = back,
             }
             tokio::time::sleep(FULL_PAUSE).await;
@@ -210,6 +233,10 @@ impl Control {
             let mut message = Message::Change(id, change);
             let end = lock(&self.end);
             while let Err(back) = end.send(message) {
+                if end.is_alone() {
+                    attached.waiting.pop_back();
+                    return Err(Failure::unavailable("the worker is ending"));
+                }
                 // The poll thread takes messages in at every poll: this is short.
                 self.wake();
                 std::thread::yield_now();
@@ -258,7 +285,9 @@ impl Control {
         attached.regions.insert(BIT_BUCKET, Arc::clone(&self.bit_bucket));
         self.controllers().insert(id, attached);
         self.send(Message::Attach(Box::new(controller))).await;
-        tracing::info!(endpoint = attach.name, "controller attached");
+        if let Some(suppressed) = LIFE.pass() {
+            tracing::info!(endpoint = attach.name, suppressed, "controller attached");
+        }
         let done = reply::Body::Done(Done {});
         Ok(Answer::with_fds(done, vec![kick.into_fd()]))
     }
@@ -289,11 +318,14 @@ impl Control {
             attached.openers.abort_all();
             attached.detached = Some(tell);
         }
-        self.send(Message::Detach(id)).await;
-        told.await.ok();
+        if self.send(Message::Detach(id)).await {
+            told.await.ok();
+        }
         let attached = self.controllers().remove(&id);
         if let Some(attached) = attached {
-            tracing::info!(endpoint = attached.name, "controller detached");
+            if let Some(suppressed) = LIFE.pass() {
+                tracing::info!(endpoint = attached.name, suppressed, "controller detached");
+            }
             attached.release(id).await;
         }
     }

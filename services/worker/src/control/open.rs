@@ -1,5 +1,8 @@
 //! Opens a channel to a namespace's block device, and watches over the backend that it leads to.
 
+#[cfg(test)]
+mod tests;
+
 use super::attached::{Opened, Unclaimed};
 use super::{Control, not_attached};
 use crate::controller::Change;
@@ -16,6 +19,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use telemetry::limit::Limit;
 use vireo_proto::handoff::{ChannelGrant, ChannelKind, OpenChannel, reply, request};
 use vireo_proto::{Failure, id_to_bytes};
 
@@ -23,8 +27,10 @@ use vireo_proto::{Failure, id_to_bytes};
 const MIN_PAUSE: Duration = Duration::from_millis(10);
 /// Longest pause before another attempt.
 const MAX_PAUSE: Duration = Duration::from_secs(1);
-/// How long an attempt waits for the backend.
+/// How long an attempt waits for the backend to be there, and after how long it says that there is no answer yet.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// As long as it takes.
+const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// The channel that is wanted.
 #[derive(Clone, Copy)]
@@ -46,8 +52,11 @@ pub(super) async fn open(control: Arc<Control>, wanted: Wanted) {
         match attempt(&control, &wanted, &backend, &bdev).await {
             Ok((session, channel)) => return watch(&control, &wanted, &session, channel).await,
             Err(failure) => {
-                // The pause grows: this floods no log.
-                tracing::warn!(bdev, backend, reason = failure.message(), "no channel yet");
+                static LIMIT: Limit = Limit::per_second(5);
+                if let Some(suppressed) = LIMIT.pass() {
+                    let reason = failure.message();
+                    tracing::warn!(bdev, backend, reason, suppressed, "no channel yet");
+                }
             }
         }
         tokio::time::sleep(pause).await;
@@ -74,7 +83,7 @@ async fn attempt(
 ) -> Result<(Session, usize), Failure> {
     let internal = |error: service::control::ControlError| Failure::unavailable(error.line());
     let session = control.backend(backend).session(PATIENCE).await.map_err(internal)?;
-    let (grant, fds, unclaimed) = ask(control, wanted, bdev, &session).await?;
+    let (grant, fds, unclaimed) = ask(control, wanted, bdev, &session, PATIENCE).await?;
     let channel = Box::new(channel(&grant, fds)?);
     if grant.has_ring {
         let share = {
@@ -100,12 +109,15 @@ async fn attempt(
 }
 
 /// Asks for the channel in a task of its own: clients come and go as they like, and an answer that nobody waits for any
-/// more would leave the channel, and the lease that goes with it, granted for as long as this process lives.
+/// more would leave the channel, and the lease that goes with it, granted for as long as this process lives. For the same
+/// reason the answer is waited for however long it takes, as long as the namespace is there: to ask again would only
+/// put a second question behind the first.
 async fn ask(
     control: &Control,
     wanted: &Wanted,
     bdev: &str,
     session: &Session,
+    patience: Duration,
 ) -> Result<(ChannelGrant, Vec<OwnedFd>, Unclaimed), Failure> {
     let body = request::Body::OpenChannel(OpenChannel {
         controller_id: id_to_bytes(wanted.id),
@@ -114,8 +126,8 @@ async fn ask(
     });
     let kick = control.kick.try_clone().map_err(|error| Failure::internal(&error))?;
     let session = session.clone();
-    let task = tokio::spawn(async move {
-        let answer = session.call(body, &[kick.as_fd()]).await;
+    let mut task = tokio::spawn(async move {
+        let answer = session.call_within(FOREVER, body, &[kick.as_fd()]).await;
         match answer.map_err(|error| Failure::unavailable(error.line()))? {
             Answer { body: reply::Body::ChannelGrant(grant), fds } => {
                 let opened = Opened { channel_id: grant.channel_id, session };
@@ -124,7 +136,20 @@ async fn ask(
             _ => Err(Failure::unavailable("the backend answered something else than a channel")),
         }
     });
-    task.await.unwrap_or_else(|error| Err(Failure::internal(&error)))
+    loop {
+        match tokio::time::timeout(patience, &mut task).await {
+            Ok(ended) => return ended.unwrap_or_else(|error| Err(Failure::internal(&error))),
+            Err(_) if names(control, wanted).is_none() => {
+                return Err(Failure::not_found("the namespace is gone"));
+            }
+            Err(_) => {
+                static LIMIT: Limit = Limit::per_second(5);
+                if let Some(suppressed) = LIMIT.pass() {
+                    tracing::warn!(bdev, suppressed, "the backend has not answered yet");
+                }
+            }
+        }
+    }
 }
 
 /// The channel that was granted. Descriptors come in the order of [`ChannelGrant`].
@@ -167,8 +192,11 @@ fn ring(segment: OwnedFd, kick: OwnedFd, geometry: Geometry) -> Result<RingChann
 /// Waits until the backend is gone, then tells the poll thread, which asks for another channel.
 async fn watch(control: &Control, wanted: &Wanted, session: &Session, channel: usize) {
     session.closed().await;
-    if names(control, wanted).is_some() {
-        tracing::warn!(backend = session.peer(), "backend gone");
+    static LIMIT: Limit = Limit::per_second(5);
+    if names(control, wanted).is_some()
+        && let Some(suppressed) = LIMIT.pass()
+    {
+        tracing::warn!(backend = session.peer(), suppressed, "backend gone");
     }
     // A channel that was closed since is nobody's any more, and its address may be another's.
     let open = control.controllers().get(&wanted.id).is_some_and(|attached| {

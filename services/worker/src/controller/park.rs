@@ -66,7 +66,8 @@ impl Controller {
                 let full = self.cqs.get(sq.cqid).and_then(Option::as_ref).is_none_or(|cq| {
                     cq.position.room() == 0 && doorbells.head(sq.cqid) == cq.position.head()
                 });
-                let waits = doorbells.tail(qid) != sq.position.head() && self.slots.free_count() > 0;
+                let waits =
+                    doorbells.tail(qid) != sq.position.head() && self.slots.free_count() > 0;
                 sq.state == State::Active && waits && !full
             })
         });

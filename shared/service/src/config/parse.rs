@@ -253,8 +253,9 @@ fn endpoint(section: Section<'_>, runtime_dir: &std::path::Path, workers: &[Work
         }
     }
     let queues = section.integer("queues", 1..=MAX_QUEUES).unwrap_or(DEFAULT_QUEUES.into());
-    let max_transfer =
-        section.power_of_two("max_transfer", TRANSFER.0..=TRANSFER.1).unwrap_or(DEFAULT_MAX_TRANSFER.into());
+    let max_transfer = section
+        .power_of_two("max_transfer", TRANSFER.0..=TRANSFER.1)
+        .unwrap_or(DEFAULT_MAX_TRANSFER.into());
     let vectors = section.integer("vectors", 1..=MAX_VECTORS).unwrap_or(queues + 1);
     section.finish(&[]);
     Endpoint {
