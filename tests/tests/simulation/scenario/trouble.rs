@@ -1,0 +1,96 @@
+//! What happens to a run besides its commands.
+
+use super::{Flight, Kind, SLOTS, Scenario, Troubles};
+
+impl Scenario {
+    pub(super) fn trouble(&mut self) {
+        let Troubles { resets, unmaps, deaths, disconnects, .. } = self.troubles;
+        match self.random.in_range(0..40) {
+            0..3 if resets => self.reset(),
+            3..9 if unmaps => self.unmap(),
+            9 if deaths => self.kill_worker(),
+            10 if disconnects => self.leave(),
+            _ => {}
+        }
+    }
+
+    /// Resets in one of the ways. What was in flight is over, one way or the other.
+    fn reset(&mut self) {
+        match self.random.in_range(0..2) {
+            0 => self.host().disable(),
+            _ => self.host().transport.reset(),
+        }
+        self.forget_flights();
+        if self.random.one_in(2) {
+            self.nothing_is_late();
+        }
+        self.enable();
+    }
+
+    fn kill_worker(&mut self) {
+        self.world.get().kill_worker();
+        self.broken = true;
+        let failed =
+            self.host().wait("CSTS.CFS or an idle controller", |host| Some(host.csts().cfs()));
+        assert!(failed, "a controller whose queues' worker died has failed");
+        self.reset();
+    }
+
+    fn leave(&mut self) {
+        let host = self.host.take().expect("a host");
+        let memory = host.memory;
+        host.transport.disconnect();
+        self.forget_flights();
+        // Nobody writes to the memory of a client that is gone.
+        memory.fill(memory.whole(), 0xA5);
+        (0..200).for_each(|_| self.world.get().step());
+        let untouched =
+            memory.read(memory.base(), memory.len() as usize).iter().all(|&b| b == 0xA5);
+        assert!(untouched, "memory of a client that is gone was written");
+        self.come();
+    }
+
+    /// Takes a slot's memory back, with commands in flight to it: when the reply is there nobody touches it.
+    fn unmap(&mut self) {
+        let slot = self.random.in_range(0..SLOTS as u64) as usize;
+        let part = self.slots[slot];
+        self.host().transport.unmap(part);
+        self.host().memory.fill(part, 0xA5);
+        (0..100).for_each(|_| self.step());
+        let host = self.host();
+        let bytes = host.memory.read(part.iova, part.len as usize);
+        assert!(bytes.iter().all(|&byte| byte == 0xA5), "memory was written after its unmap");
+        let (memory, transport) = (&host.memory, &mut host.transport);
+        transport.map(memory, part);
+        // Reads in flight to it have lost their data, whatever they report.
+        for flight in self.flights.values_mut().filter(|flight| flight.slot == slot) {
+            if let Kind::Read = flight.kind {
+                flight.kind = Kind::Harmless;
+            }
+        }
+    }
+
+    /// After a reset the device changes no more: two looks are the same.
+    fn nothing_is_late(&mut self) {
+        self.enable();
+        let slot = self.random.in_range(0..SLOTS as u64) as usize;
+        self.read_zone(slot);
+        (0..200).for_each(|_| self.step());
+        self.read_zone(slot);
+    }
+
+    pub(super) fn forget_flights(&mut self) {
+        for (_, flight) in std::mem::take(&mut self.flights) {
+            let Flight { first, count, .. } = flight;
+            match flight.kind {
+                Kind::Write(stamps) | Kind::FusedWrite(stamps) => {
+                    self.model.may_have_written(first, &stamps);
+                }
+                Kind::Zero => self.model.may_have_written(first, &vec![0; count]),
+                Kind::Copy { from } => self.model.may_have_copied(from, first, count),
+                _ => {}
+            }
+        }
+        self.busy = [0; SLOTS];
+    }
+}
