@@ -6,7 +6,7 @@ use ipc::segment::Segment;
 use nix::sys::socket::{setsockopt, sockopt};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -135,8 +135,6 @@ fn libc_linger(time: Duration) -> nix::libc::linger {
 fn descriptors_whose_close_takes_long_hold_up_nobody() {
     with_endpoint(DoorbellMode::Shadow, |socket| {
         let mut guest = Guest::attach(socket);
-        let (_listener, _peer, hostile) = lingering();
-        let fds: [BorrowedFd<'_>; 1] = [hostile.as_fd()];
         let map = vfio_user::message::DmaMapBody {
             argsz: 32,
             flags: crate::support::read_write(),
@@ -145,13 +143,20 @@ fn descriptors_whose_close_takes_long_hold_up_nobody() {
             size: 4096,
         };
         let body = zerocopy::IntoBytes::as_bytes(&map);
-        // With a command that has no use for it, with one that could have, and in the middle of nothing.
-        let begun = Instant::now();
-        let stray = Header::command(1, Command::DEVICE_GET_INFO, 16);
-        guest.client.send_raw(&stray.with_body(&[16; 16]), &fds).unwrap();
+        let stray = Header::command(1, Command::DEVICE_GET_INFO, 16).with_body(&[16; 16]);
         let wrong = Header::command(2, Command::DMA_MAP, 32).with_body(body);
-        guest.client.send_raw(&wrong, &fds).unwrap();
-        drop(hostile);
+        let begun = Instant::now();
+        let mut peers = Vec::new();
+        // With a command that has no use for it, and with one that could have.
+        for message in [stray, wrong] {
+            let (listener, peer, hostile) = lingering();
+            let (head, last) = message.split_at(message.len() - 1);
+            guest.client.send_raw(head, &[hostile.as_fd()]).unwrap();
+            // The message in the socket still holds it: whoever drops that last waits.
+            drop(hostile);
+            guest.client.send_raw(last, &[]).unwrap();
+            peers.push((listener, peer));
+        }
         guest.client.receive_raw().unwrap();
         assert!(guest.client.receive_raw().unwrap().header.flags.error(), "it is no memory");
         guest.enable();

@@ -10,6 +10,7 @@ use vfio_user::client::Client;
 use vfio_user::dma::{DmaUnmap, Iova};
 use vfio_user::irq::IrqIndex;
 use vfio_user::region::RegionIndex;
+use vireo_frontend::endpoint::MAX_REQUESTS;
 use vireo_proto::handoff::DoorbellMode;
 
 #[test]
@@ -87,6 +88,23 @@ fn a_reset_forgets_interrupts_that_found_no_eventfd() {
             guest.client.set_eventfds(IrqIndex::MSIX, 0, &[&event]).unwrap();
             assert_eq!(event.drain().unwrap() == 0, reset, "after a reset: {reset}");
         }
+    });
+}
+
+#[test]
+fn requests_that_resets_leave_behind_do_not_pile_up() {
+    with_endpoint(DoorbellMode::Shadow, |socket| {
+        let mut guest = Guest::attach(socket);
+        // Each normal shutdown asks the backend for a flush, and no reset waits for it.
+        for _ in 0..MAX_REQUESTS {
+            guest.enable();
+            guest.write(CC, &0x0046_4001_u32.to_le_bytes());
+            assert_eq!(guest.register(CSTS) & 0xc, 4, "the flush is under way");
+            guest.write(CC, &0_u32.to_le_bytes());
+        }
+        guest.enable();
+        guest.write(CC, &0x0046_4001_u32.to_le_bytes());
+        assert_eq!(guest.register(CSTS) & 0xc, 8, "one more is not asked for");
     });
 }
 

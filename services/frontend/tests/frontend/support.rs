@@ -47,6 +47,8 @@ impl Handler for FakeBackend {
                     ..BdevInfo::default()
                 })))
             }
+            // A disk that never answers.
+            request::Body::FlushBdev(_) => std::future::pending().await,
             _ => Err(Failure::unsupported()),
         }
     }
