@@ -126,9 +126,9 @@ impl Engine {
         self.places.len() - self.free.len()
     }
 
-    /// Whether the drive has commands.
-    pub fn is_busy(&self) -> bool {
-        self.sent > 0
+    /// Commands with the drive.
+    pub fn sent(&self) -> usize {
+        self.sent
     }
 
     /// The earliest time that a request waits for.
@@ -219,7 +219,10 @@ impl Engine {
     pub fn told(&mut self, told: Told, complete: &mut impl FnMut(u32, Outcome)) -> usize {
         self.stirred = true;
         match told {
-            Told::Memory(key, answer) => self.memory.told(key, answer, &mut self.outbox),
+            Told::Memory(key, answer) => {
+                self.memory.told(key, answer, &mut self.outbox);
+                self.settle();
+            }
             Told::Renewed(queue) => self.link = Link::Up(queue),
             Told::Changed(drive) => self.drive = drive,
             Told::Lost => return self.lose(complete),
@@ -239,8 +242,8 @@ impl Engine {
         self.memory.forget(region, used, &mut self.outbox);
     }
 
-    /// The drive is gone: everything ends.
-    fn lose(&mut self, complete: &mut impl FnMut(u32, Outcome)) -> usize {
+    /// The drive is gone: everything ends, and what may take a while to let go of is the control thread's to drop.
+    pub fn lose(&mut self, complete: &mut impl FnMut(u32, Outcome)) -> usize {
         if let Link::Up(queue) = std::mem::replace(&mut self.link, Link::Lost) {
             self.outbox.push_back(Ask::Discard(queue));
         }
@@ -259,11 +262,6 @@ impl Engine {
         let buffers = (std::mem::take(&mut self.buffers), self.zeroes.take());
         self.outbox.push_back(Ask::Discard(Box::new(buffers)));
         ended
-    }
-
-    /// Gives up everything that may take a while to let go of: the last words to the control thread.
-    pub fn dismantle(&mut self) {
-        self.lose(&mut |_, _| {});
     }
 
     /// Runs a request until its next command is with the drive or it waits; its outcome if it is over.
@@ -332,9 +330,8 @@ impl Engine {
         let place = completion.cid.0;
         let known = self.places.get_mut(usize::from(place));
         let Some(PlaceInUse { job, state: State::Sent { aborted, .. } }) = known else {
-            // It completed what it was not given: nothing that it says is believed before it is reset.
-            self.reset("it completed a command that was not outstanding");
-            return;
+            // Nothing that it says is believed before it is reset.
+            return self.reset("it completed a command that was not outstanding");
         };
         let aborted = *aborted;
         self.sent -= 1;
@@ -386,11 +383,17 @@ impl Engine {
             self.stirred = true;
         }
         self.free.push(place);
+        self.settle();
+        tag
+    }
+
+    /// Lets go of memory that waits for its last request to end.
+    #[inline]
+    fn settle(&mut self) {
         if self.memory.is_leaving() {
             let Self { places, memory, outbox, .. } = self;
             memory.settle(|key| uses(places, key), outbox);
         }
-        tag
     }
 
     /// The controller was disabled: what it had is over and is sent again to its successor.

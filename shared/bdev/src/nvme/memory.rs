@@ -24,7 +24,7 @@ pub(super) enum Place {
 enum Known {
     Asked { region: Arc<Region>, leaving: bool },
     Registered { memory: Registered, first: u64, leaving: bool },
-    Beyond { _region: Arc<Region> },
+    Beyond { _region: Arc<Region>, leaving: bool },
 }
 
 /// What is registered, or asked for. Each entry holds its object, so that no other has its address meanwhile.
@@ -76,26 +76,24 @@ impl Memory {
         answer: Option<(Registered, u64)>,
         outbox: &mut VecDeque<Ask>,
     ) {
-        let asked = match self.known.remove(&key) {
-            Some(Known::Asked { region, leaving }) => Some((region, leaving)),
+        let (region, leaving) = match self.known.remove(&key) {
+            Some(Known::Asked { region, leaving }) => (region, leaving),
             // An answer of before the target was lost.
             other => {
                 self.known.extend(other.map(|known| (key, known)));
-                None
+                if let Some((memory, _)) = answer {
+                    outbox.push_back(Ask::Discard(Box::new(memory)));
+                }
+                return;
             }
         };
-        match (asked, answer) {
-            (Some((_, false)), Some((memory, first))) => {
-                self.known.insert(key, Known::Registered { memory, first, leaving: false });
-            }
-            (Some((region, false)), None) => {
-                self.known.insert(key, Known::Beyond { _region: region });
-            }
-            (Some((_, true)) | None, Some((memory, _))) => {
-                outbox.push_back(Ask::Discard(Box::new(memory)));
-            }
-            (Some((_, true)) | None, None) => {}
-        }
+        // Requests that waited for it still find it; it goes with the last of them.
+        self.leaving += usize::from(leaving);
+        let known = match answer {
+            Some((memory, first)) => Known::Registered { memory, first, leaving },
+            None => Known::Beyond { _region: region, leaving },
+        };
+        self.known.insert(key, known);
     }
 
     /// The object is to be let go of; `used`: a request of it is under way.
@@ -123,13 +121,17 @@ impl Memory {
     /// Lets go of entries that wait for that and are not in use any more.
     pub fn settle(&mut self, used: impl Fn(usize) -> bool, outbox: &mut VecDeque<Ask>) {
         let leaves = |(&key, known): (&usize, &Known)| {
-            let leaving = matches!(known, Known::Registered { leaving: true, .. });
+            let leaving = matches!(
+                known,
+                Known::Registered { leaving: true, .. } | Known::Beyond { leaving: true, .. }
+            );
             (leaving && !used(key)).then_some(key)
         };
         let gone: Vec<usize> = self.known.iter().filter_map(leaves).collect();
         for key in gone {
             self.remove(key, outbox);
             self.leaving = self.leaving.saturating_sub(1);
+            self.last = None;
         }
     }
 
@@ -147,5 +149,62 @@ impl Memory {
         if let Some(Known::Registered { memory, .. }) = self.known.remove(&key) {
             outbox.push_back(Ask::Discard(Box::new(memory)));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ipc::guest_memory::RegionPolicy;
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+
+    fn region() -> Arc<Region> {
+        let fd = memfd_create(c"client", MFdFlags::MFD_CLOEXEC).unwrap();
+        nix::unistd::ftruncate(&fd, 4096).unwrap();
+        Region::map(fd, 4096, &RegionPolicy::default()).unwrap()
+    }
+
+    fn asked(outbox: &mut VecDeque<Ask>) -> usize {
+        outbox.drain(..).filter(|ask| matches!(ask, Ask::Register(_))).count()
+    }
+
+    #[test]
+    fn memory_is_asked_for_once_and_held_until_it_is_forgotten() {
+        let (mut memory, mut outbox, region) = (Memory::default(), VecDeque::new(), region());
+        assert_eq!(memory.find(&region, &mut outbox), Place::Coming);
+        assert_eq!(memory.find(&region, &mut outbox), Place::Coming);
+        assert_eq!(asked(&mut outbox), 1);
+        memory.told(key(&region), None, &mut outbox);
+        assert_eq!(memory.find(&region, &mut outbox), Place::Beyond);
+        assert_eq!(Arc::strong_count(&region), 2);
+        memory.forget(&region, false, &mut outbox);
+        assert_eq!((Arc::strong_count(&region), asked(&mut outbox)), (1, 0));
+    }
+
+    #[test]
+    fn memory_that_leaves_while_it_is_asked_for_goes_with_its_last_request() {
+        let (mut memory, mut outbox, region) = (Memory::default(), VecDeque::new(), region());
+        assert_eq!(memory.find(&region, &mut outbox), Place::Coming);
+        memory.forget(&region, true, &mut outbox);
+        memory.told(key(&region), None, &mut outbox);
+        assert_eq!(asked(&mut outbox), 1);
+        // The request that waited finds it and asks no second time.
+        assert_eq!(memory.find(&region, &mut outbox), Place::Beyond);
+        assert!(memory.is_leaving());
+        memory.settle(|_| true, &mut outbox);
+        assert_eq!(Arc::strong_count(&region), 2);
+        memory.settle(|wanted| wanted != key(&region), &mut outbox);
+        assert_eq!((Arc::strong_count(&region), asked(&mut outbox)), (1, 0));
+        assert!(!memory.is_leaving());
+    }
+
+    #[test]
+    fn nothing_is_held_of_a_target_that_is_lost() {
+        let (mut memory, mut outbox, region) = (Memory::default(), VecDeque::new(), region());
+        memory.find(&region, &mut outbox);
+        memory.clear(&mut outbox);
+        assert_eq!(asked(&mut outbox), 1);
+        memory.told(key(&region), None, &mut outbox);
+        assert_eq!(Arc::strong_count(&region), 1, "an answer of before changes nothing");
     }
 }

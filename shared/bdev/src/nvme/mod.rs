@@ -215,7 +215,7 @@ impl Channel for NvmeDevice {
 
     fn deadline(&self) -> Option<u64> {
         let interrupts = self.engine.queue().is_some_and(|queue| queue.event().is_some());
-        match self.engine.is_busy() && (self.polled || !interrupts) {
+        match self.engine.sent() > 0 && (self.polled || !interrupts) {
             true => Some(0),
             false => self.engine.deadline(),
         }
@@ -246,7 +246,7 @@ impl Channel for NvmeDevice {
 impl Drop for NvmeDevice {
     /// Shuts the drive down, and waits for that.
     fn drop(&mut self) {
-        self.engine.dismantle();
+        self.engine.lose(&mut |_, _| {});
         self.send();
         self.asks.send(Ask::Stop).ok();
         if let Some(thread) = self.thread.take() {
