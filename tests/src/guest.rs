@@ -94,6 +94,14 @@ impl Guest {
         self
     }
 
+    /// One more device of QEMU's own, with the file that it keeps its data in.
+    pub fn emulated_drive(self, image: &Path) -> Self {
+        let image = image.to_str().expect("temporary paths are UTF-8");
+        let backing = format!("file={image},format=raw,if=none,id=emulated,discard=unmap");
+        let arguments = ["-drive", &backing, "-device", "nvme,serial=EMULATED,drive=emulated"];
+        arguments.into_iter().fold(self, |guest, argument| guest.option("--qemu", argument))
+    }
+
     /// Time limit in seconds; 120 unless said.
     pub fn seconds(mut self, seconds: u64) -> Self {
         self.seconds = seconds;

@@ -4,6 +4,7 @@
 mod admin;
 mod doorbells;
 mod driver;
+mod drives;
 mod io;
 mod machines;
 mod namespaces;

@@ -1,0 +1,81 @@
+#!/bin/bash
+# Runs in the test guest (tests/guest/run.sh --iommu) as its root, with Vireo's programs beside it: `vireo up` with the
+# guest's emulated NVMe drive as its block device, over VFIO, and `vireo perf` as the client of that. Data is verified
+# before and after the backend was killed; then the drive is taken away while it is used.
+set -euo pipefail
+cd /run/vireo
+work=/tmp/target
+mkdir -p $work
+
+for device in /sys/bus/pci/devices/*; do
+    [ "$(cat "$device/class")" = 0x010802 ] || continue
+    address=${device##*/}
+done
+echo "$address" >"/sys/bus/pci/devices/$address/driver/unbind"
+modprobe vfio-pci
+echo vfio-pci >"/sys/bus/pci/devices/$address/driver_override"
+echo "$address" >/sys/bus/pci/drivers_probe
+
+cat >$work/vireo.toml <<CONFIGURATION
+runtime_dir = "$work/run"
+state_dir = "$work/state"
+[[worker]]
+name = "w0"
+[[backend]]
+name = "b0"
+[[frontend]]
+name = "f0"
+[[bdev]]
+name = "nv0"
+driver = "nvme"
+target = "pcie:$address"
+[[subsystem]]
+name = "s0"
+[[subsystem.namespace]]
+nsid = 1
+bdev = "nv0"
+[[endpoint]]
+name = "vm0"
+subsystem = "s0"
+CONFIGURATION
+mkdir -p $work/run $work/state
+./vireo up --config $work/vireo.toml >$work/log 2>&1 &
+up=$!
+trap 'tail -n 40 $work/log' EXIT
+within 40 grep -q '^ready' $work/log
+
+# verify NAME OPTION...: load whose every block is checked.
+verify() {
+    local name=$1
+    shift
+    timeout 40 ./vireo perf "vfio-user:$work/run/vm0" --warm-up 0s --io-timeout 20s --size 8MiB -o json "$@" >$work/perf.json
+    jq -e '.runs[0].errors == 0 and (.runs[0].verify | .good > 0 and .lost + .torn + .misplaced + .corrupt == 0)' \
+        $work/perf.json >/dev/null || { cat $work/perf.json; exit 1; }
+    echo "$name: $(jq -r '.runs[0].verify.good' $work/perf.json) blocks verified"
+}
+verify 'small blocks' --pattern randwrite --verify crc32c --depth 16 --time 2s
+verify 'large blocks' --pattern randrw --verify pattern --block-size 256KiB --depth 4 --time 2s
+if grep -q 'data goes through buffers' $work/log; then exit 1; fi
+
+backend() { pgrep -f 'vireo-backend.*--name b0'; }
+before=$(backend)
+kill -KILL "$before"
+another() { [ -n "$(backend)" ] && [ "$(backend)" != "$before" ]; }
+within 20 another
+served() { timeout 30 ./vireo status --config $work/vireo.toml >/dev/null; }
+within 60 served
+verify 'after the backend was killed' --pattern randwrite --verify crc32c --depth 8 --time 2s
+
+echo 'removed while it is used'
+(timeout 60 ./vireo perf "vfio-user:$work/run/vm0" --depth 8 --io-timeout 20s --time 30s >$work/removed 2>&1 || true) &
+load=$!
+sleep 2
+timeout 20 bash -c "echo 1 >/sys/bus/pci/devices/$address/remove" || { echo 'the kernel waits for the drive'; exit 1; }
+[ ! -e "/sys/bus/pci/devices/$address" ]
+within 10 grep -q 'drive lost' $work/log
+timeout 40 tail --pid=$load -f /dev/null || { echo 'a client of a lost drive hangs'; exit 1; }
+
+kill -TERM $up
+timeout 20 tail --pid=$up -f /dev/null || { echo 'vireo up does not stop'; exit 1; }
+trap - EXIT
+if dmesg | grep -E 'DMAR:.*fault'; then exit 1; fi
