@@ -448,7 +448,8 @@ mod tests {
         assert_eq!(counters(&queues), [expected]);
         let found = latencies(&queues);
         assert_eq!((found.len(), found[0].kind()), (1, LatencyKind::Write));
-        let buckets: Vec<_> = found[0].buckets.iter().map(|b| (b.upper_bound_ns, b.count)).collect();
+        let buckets: Vec<_> =
+            found[0].buckets.iter().map(|b| (b.upper_bound_ns, b.count)).collect();
         assert_eq!(buckets, [(320, 1), (0, 1)]);
     }
 }

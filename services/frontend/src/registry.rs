@@ -67,7 +67,12 @@ impl Registry {
     pub fn new(config: RegistryConfig) -> Self {
         let sender = format!("frontend-{}", config.name);
         let backends = Arc::new(Backends::new(config.runtime_dir.clone(), sender));
-        Self { config, backends, applying: tokio::sync::Mutex::default(), targets: Mutex::default() }
+        Self {
+            config,
+            backends,
+            applying: tokio::sync::Mutex::default(),
+            targets: Mutex::default(),
+        }
     }
 
     /// The segments that workers count in, in the order of the endpoints' names.

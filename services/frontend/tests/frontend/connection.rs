@@ -1,6 +1,6 @@
 //! A connection whose client is slow, silent or hostile.
 
-use crate::support::{Guest, memory, run, with_endpoint};
+use crate::support::{BOUND, Guest, memory, run, with_endpoint};
 use ipc::layout::controller::ControllerLayout;
 use ipc::segment::Segment;
 use nix::sys::socket::{setsockopt, sockopt};
@@ -58,15 +58,21 @@ fn a_message_in_pieces_survives_that_its_reception_is_broken_off() {
                 assert!(receive(&mut connection).await.is_none());
             }
             sender.send_raw(&bytes[bytes.len() - 1..], &[]).unwrap();
-            let incoming = receive(&mut connection).await.expect("the message is complete");
+            let incoming = arrives(&mut connection).await;
             assert_eq!(incoming.header.id, 3);
             assert!(incoming.body == bytes[16..], "{payload} bytes");
             assert_eq!(incoming.fds.len(), 1);
             connection.answer(None).unwrap();
             sender.send_raw(&message(4, 0), &[]).unwrap();
-            assert_eq!(receive(&mut connection).await.expect("the next one").header.id, 4);
+            assert_eq!(arrives(&mut connection).await.header.id, 4);
         }
     });
+}
+
+/// The message that is sure to come.
+async fn arrives(connection: &mut Connection) -> Incoming {
+    let received = tokio::time::timeout(BOUND, connection.receive()).await;
+    received.expect("the message is complete").unwrap().expect("the client is there")
 }
 
 /// A connection whose client does not read, with a reply under way.

@@ -31,7 +31,7 @@ pub const CSTS: u64 = 0x1c;
 /// How long anything may take that is bound to happen.
 pub const BOUND: Duration = Duration::from_secs(20);
 /// Patience of the frontend with what is removed.
-pub const PATIENCE: Duration = Duration::from_millis(500);
+pub const PATIENCE: Duration = Duration::from_secs(2);
 
 struct FakeBackend;
 
