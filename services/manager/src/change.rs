@@ -60,6 +60,7 @@ impl Found {
         const RESTART: &str = "restart vireo";
         self.fixed("runtime_dir", &old.runtime_dir, &new.runtime_dir, RESTART);
         self.fixed("state_dir", &old.state_dir, &new.state_dir, RESTART);
+        self.fixed("telemetry", &old.telemetry, &new.telemetry, RESTART);
         let names = |config: &Config| -> [Vec<String>; 3] {
             [
                 config.workers.iter().map(|worker| worker.name.clone()).collect(),

@@ -81,7 +81,7 @@ async fn run(
     let server = Server::adopt_or_bind(&socket, passed)
         .with_context(|| format!("listen on {}", socket.display()))?;
     let manager = Arc::new(Manager::start(name, file, config).await.context("start")?);
-    let metrics = config_metrics(&manager)?;
+    let metrics = listen_for_scrapes(&manager);
     let listener = Listener::bind(&manager.config().api).await.context("serve the API")?;
     tokio::select! {
         served = grpc::serve(Arc::clone(&manager), listener) => served?,
@@ -96,11 +96,14 @@ async fn run(
     Ok(())
 }
 
-/// Listens where the metrics are to be had, if they are.
-fn config_metrics(manager: &Manager) -> anyhow::Result<Option<http::Listener>> {
-    let Some(address) = manager.config().telemetry.metrics else { return Ok(None) };
-    let listener = http::Listener::bind(&address);
-    Ok(Some(listener.with_context(|| format!("telemetry.metrics: listen on {address}"))?))
+/// Listens where the metrics are to be had, if they are. Where that cannot be, all the rest goes on without.
+fn listen_for_scrapes(manager: &Manager) -> Option<http::Listener> {
+    let address = manager.config().telemetry.metrics?;
+    http::Listener::bind(&address)
+        .inspect_err(|error| {
+            tracing::error!(key = "telemetry.metrics", %address, %error, "no metrics");
+        })
+        .ok()
 }
 
 /// Serves the metrics for ever, or nothing.

@@ -182,12 +182,13 @@ fn poll_times(
         labels.push((label, value.to_owned()));
         labels
     };
-    for (mode, counter) in
-        [("busy", &times.busy), ("spin", &times.spinning), ("sleep", &times.sleeping)]
-    {
+    let busy = times.busy.load(Ordering::Relaxed);
+    let spinning = times.spinning.load(Ordering::Relaxed);
+    let asleep = times.asleep(telemetry::io_trace::monotonic());
+    for (mode, value) in [("busy", busy), ("spin", spinning), ("sleep", asleep)] {
         let mut labels = with("core", &core);
         labels.push(("mode", mode.to_owned()));
-        page.time(&metric::WORKER_SECONDS, labels, counter.load(Ordering::Relaxed));
+        page.time(&metric::WORKER_SECONDS, labels, value);
     }
     let polls = times.polls.load(Ordering::Relaxed);
     page.count(&metric::WORKER_POLLS, worker.clone(), polls);
@@ -195,6 +196,13 @@ fn poll_times(
         let value = counter.load(Ordering::Relaxed);
         page.count(&metric::WORKER_PAUSES, with("kind", kind), value);
     }
+}
+
+/// Asks a process for its telemetry segment; `None` if it has none.
+pub(crate) async fn telemetry_segment(
+    session: &Session,
+) -> Result<Option<Segment<TelemetryLayout>>, ControlError> {
+    Ok(piece(session, 0).await?.segment)
 }
 
 /// Asks a process for its segments, and maps them.

@@ -142,6 +142,7 @@ pub fn run_timed<C: Clock, N: Notifier>(
             Step::Sleep => None,
         };
         if reactor.prepare_sleep() {
+            times.sleeping();
             wait(kick, bound);
             reactor.woken();
             times.slept(reactor.now(), bound.is_some());

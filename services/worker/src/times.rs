@@ -63,12 +63,19 @@ impl Times {
         }
     }
 
+    /// The thread is about to pause.
+    pub fn sleeping(&self) {
+        if let Some(segment) = &self.segment {
+            segment.times.fall_asleep(telemetry::io_trace::monotonic());
+        }
+    }
+
     /// The time since the last entry was slept away, in a nap if that ends by itself.
     pub fn slept(&mut self, now: u64, nap: bool) {
         let (spent, _) = self.close(now);
         if let Some(segment) = &self.segment {
             let times = &segment.times;
-            add(&times.sleeping, spent);
+            times.wake(spent);
             add(if nap { &times.naps } else { &times.sleeps }, 1);
         }
     }

@@ -19,6 +19,9 @@ use std::time::{Duration, SystemTime};
 /// there are.
 const UNSAMPLED_A_SECOND: u32 = 100;
 
+/// Looks at the clocks from which the best is taken.
+const LOOKS: usize = 5;
+
 /// A trace id as it is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TraceId(u128);
@@ -78,9 +81,14 @@ pub struct WallClock {
 }
 
 impl WallClock {
-    /// Looks at both clocks.
+    /// Looks at both clocks, a few times, and takes the look that was interrupted least.
     pub fn now() -> Self {
-        Self { monotonic: monotonic(), wall: SystemTime::now() }
+        let look = |_| {
+            let (before, wall, after) = (monotonic(), SystemTime::now(), monotonic());
+            (after.saturating_sub(before), Self { monotonic: before.midpoint(after), wall })
+        };
+        let best = (0..LOOKS).map(look).min_by_key(|(took, _)| *took);
+        best.map_or_else(|| look(0).1, |(_, clock)| clock)
     }
 
     /// The wall clock at a time of the monotonic one.

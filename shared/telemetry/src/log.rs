@@ -1,5 +1,5 @@
 //! The log on standard error: for a person on a terminal, lean where something adds the time, JSON everywhere else; or
-//! in the journal itself, with its fields ([`journal`]). What happens within a trace carries its ids.
+//! in the journal itself, with its fields. What happens within a trace carries its ids.
 
 mod journal;
 

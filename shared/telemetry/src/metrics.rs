@@ -1,4 +1,4 @@
-//! Metrics as a page of text: [`definition`] says which there are, [`Page`] collects their values, [`encode`] writes
+//! Metrics as a page of text: [`definition`] says which there are, [`Page`] collects their values, [`encode()`] writes
 //! them down in the OpenMetrics format or in Prometheus's older one, [`http`] serves the page.
 //!
 //! Nothing here counts. Counters live in the segments, where their writers count for nothing; a page is made of them at

@@ -99,6 +99,29 @@ fn sampled_commands_have_latencies_and_examples() {
 }
 
 #[test]
+fn one_command_in_so_many_is_sampled() {
+    let tables = format!("{}[telemetry]\nsample = 10\n", one_memory_namespace(&["vm0"]));
+    let target = Target::start(&tables);
+    let mut host = Host::connect(target.socket("vm0"));
+    for block in 0..100 {
+        host.write(NSID, Lba(block * 8), &[7; 4096], 512).expect("write");
+    }
+    let page = scrape(&target, PLAIN);
+    assert_eq!(page.sum("vireo_io_operations_total", &[("op", "write")]), 100.0);
+    assert_eq!(page.sum("vireo_io_duration_seconds_count", &[("op", "write")]), 10.0);
+}
+
+#[test]
+fn an_address_that_is_taken_costs_the_metrics_alone() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = taken.local_addr().expect("its address").port();
+    let target = Target::start(&all_timed(&format!("metrics = \"127.0.0.1:{port}\"\n")));
+    let mut host = Host::connect(target.socket("vm0"));
+    host.write(NSID, Lba(0), &[7; 4096], 512).expect("write");
+    until("the log names the key", || target.log().contains("telemetry.metrics"));
+}
+
+#[test]
 fn a_process_that_was_replaced_is_counted() {
     let target = Target::start(&all_timed(""));
     let worker = [("kind", "worker"), ("name", "w0")];

@@ -145,8 +145,7 @@ fn io_goes_on(endpoint: &str) {
     let mut host = Host::connect(target.socket("vm0"));
     let (mut longest, begin) = (Duration::ZERO, Instant::now());
     let mut block = 0;
-    let dropped =
-        || scrape(&target, PLAIN).sum("vireo_spans_dropped_total", &[("kind", "worker")]);
+    let dropped = || scrape(&target, PLAIN).sum("vireo_spans_dropped_total", &[("kind", "worker")]);
     until("spans are dropped", || {
         for _ in 0..200 {
             let start = Instant::now();

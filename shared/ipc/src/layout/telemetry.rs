@@ -59,6 +59,56 @@ pub struct PollTimes {
     pub naps: AtomicU64,
     /// Sleeps, which somebody ends.
     pub sleeps: AtomicU64,
+    /// When the pause in hand began, by CLOCK_MONOTONIC; 0 while there is none.
+    asleep_since: AtomicU64,
+    /// Odd while `sleeping` and `asleep_since` are being changed together.
+    sequence: AtomicU64,
+}
+
+impl PollTimes {
+    /// A pause begins. By the one writer.
+    pub fn fall_asleep(&self, monotonic: u64) {
+        self.change(|| self.asleep_since.store(monotonic, Ordering::Relaxed));
+    }
+
+    /// The pause in hand is over; it took so long. By the one writer.
+    pub fn wake(&self, nanoseconds: u64) {
+        self.change(|| {
+            add(&self.sleeping, nanoseconds);
+            self.asleep_since.store(0, Ordering::Relaxed);
+        });
+    }
+
+    /// Time asleep, the pause in hand included; `monotonic` is CLOCK_MONOTONIC now.
+    pub fn asleep(&self, monotonic: u64) -> u64 {
+        let mut found = 0;
+        // Pauses are far longer than a change of theirs: more than one try is rare, and a wrong number no harm.
+        for _ in 0..8 {
+            // Acquire: pairs with the last Release of `change`.
+            let before = self.sequence.load(Ordering::Acquire);
+            let past = self.sleeping.load(Ordering::Relaxed);
+            found = match self.asleep_since.load(Ordering::Relaxed) {
+                0 => past,
+                since => past.wrapping_add(monotonic.saturating_sub(since)),
+            };
+            // Acquire: what was read above is not younger than the number below.
+            std::sync::atomic::fence(Ordering::Acquire);
+            if before & 1 == 0 && self.sequence.load(Ordering::Relaxed) == before {
+                break;
+            }
+        }
+        found
+    }
+
+    fn change(&self, change: impl FnOnce()) {
+        let number = self.sequence.load(Ordering::Relaxed);
+        self.sequence.store(number.wrapping_add(1), Ordering::Relaxed);
+        // Release: who sees a part of the change sees the odd number.
+        std::sync::atomic::fence(Ordering::Release);
+        change();
+        // Release: pairs with the Acquire in `asleep`.
+        self.sequence.store(number.wrapping_add(2), Ordering::Release);
+    }
 }
 
 /// Which commands are traced. Written by the process's control thread.
@@ -238,6 +288,18 @@ mod tests {
         assert_eq!(record.to_words(), words);
         assert_eq!((record.side, record.opcode, record.reason), (TraceSide::Backend, 1, 2));
         assert_eq!((record.status, record.sqid, record.cid), (0x8888, 0x7777, 0x4444));
+    }
+
+    #[test]
+    fn a_pause_counts_while_it_lasts() {
+        let segment = crate::segment::Segment::<TelemetryLayout>::create("telemetry", 1).unwrap();
+        let times = &segment.times;
+        times.fall_asleep(1_000);
+        assert_eq!(times.asleep(1_500), 500);
+        times.wake(700);
+        assert_eq!(times.asleep(9_000), 700);
+        times.fall_asleep(10_000);
+        assert_eq!(times.asleep(10_001), 701);
     }
 
     #[test]
