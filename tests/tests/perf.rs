@@ -7,7 +7,7 @@ use bdev::fault::{Effect, Plan, Rule, When};
 use bdev::request::Op;
 use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
-use vireo_tests::command::vireo;
+use vireo_tests::command::{Ended, vireo};
 use vireo_tests::faulty::FaultyTarget;
 use vireo_tests::stranger::{Manner, Stranger};
 use vireo_tests::target::{Target, configuration, one_memory_namespace};
@@ -64,29 +64,28 @@ fn damage(effect: Effect, nth: u64, line: &str) -> (Value, String) {
 }
 
 /// Sequential writes of a known number: no block is written twice before its damage is looked for.
-const LOAD: &str = "T --pattern write --time 300ms --warm-up 0s -o json";
+const LOAD: &str = "T --pattern write --time 1s --warm-up 0s -o json";
 
 #[test]
 fn a_lost_write_is_found() {
-    // About 600 writes of 256 blocks: the one that is lost is the second of its block, and no third comes.
-    let line = format!("{LOAD} --rate 2000 --size 1MiB --verify crc32c");
-    let (verify, _) = damage(Effect::Lose, 400, &line);
+    let line = format!("{LOAD} --rate 2000 --size 32MiB --verify crc32c");
+    let (verify, _) = damage(Effect::Lose, 20, &line);
     assert_eq!((&verify["lost"], &verify["torn"]), (&1.into(), &0.into()), "{verify:#}");
     assert_eq!((&verify["misplaced"], &verify["corrupt"]), (&0.into(), &0.into()), "{verify:#}");
     let note = verify["notes"][0].as_str().expect("a note");
-    // The 400th write, counted from 1, of blocks of 4 KiB, second pass over 256 of them: 143 I/Os of 8 blocks.
-    assert!(note.contains("lost write at block 1144") && note.contains("number 2"), "{note}");
+    // The 20th write, counted from 1, of I/Os of 8 blocks.
+    assert!(note.contains("lost write at block 152 ") && note.contains("number 1"), "{note}");
 }
 
 #[test]
 fn a_torn_write_is_found() {
     for verify in ["crc32c", "pattern"] {
-        let line = format!("{LOAD} --block-size 64KiB --size 32MiB --rate 1000 --verify {verify}");
-        let (verify, _) = damage(Effect::Tear, 50, &line);
+        let line = format!("{LOAD} --block-size 64KiB --size 32MiB --rate 400 --verify {verify}");
+        let (verify, _) = damage(Effect::Tear, 20, &line);
         assert_eq!((&verify["torn"], &verify["lost"]), (&1.into(), &0.into()), "{verify:#}");
         assert_eq!((&verify["misplaced"], &verify["corrupt"]), (&0.into(), &0.into()));
         let note = verify["notes"][0].as_str().expect("a note");
-        assert!(note.contains("torn write at block 6272"), "{note}");
+        assert!(note.contains("torn write at block 2432"), "{note}");
     }
 }
 
@@ -95,12 +94,12 @@ fn a_misplaced_write_is_found_at_both_ends() {
     let line = format!("{LOAD} --rate 2000 --size 32MiB --verify crc32c");
     // Ten I/Os back, modulo the places of an I/O on the device: over what was written before.
     let back = MEMORY - 4096 + 1 - 10 * 4096;
-    let (verify, seen) = damage(Effect::Misplace(back), 100, &line);
+    let (verify, seen) = damage(Effect::Misplace(back), 30, &line);
     assert_eq!((&verify["misplaced"], &verify["lost"]), (&1.into(), &1.into()), "{verify:#}");
     assert_eq!((&verify["torn"], &verify["corrupt"]), (&0.into(), &0.into()), "{verify:#}");
     let notes = verify["notes"].to_string();
-    assert!(notes.contains("misplaced write at block 712 "), "{notes}");
-    assert!(notes.contains("lost write at block 792 "), "{notes}");
+    assert!(notes.contains("misplaced write at block 152 "), "{notes}");
+    assert!(notes.contains("lost write at block 232 "), "{notes}");
     println!("{seen}");
     assert!(seen.contains("DAMAGE") && seen.contains("misplaced"), "{seen}");
 }
@@ -146,7 +145,8 @@ fn latency_at_depth_1_agrees_with_a_clock_outside() {
     // The start of a process takes longer at one time than at another: the best of five is what counts.
     for _ in 0..5 {
         let (short, long) = (run("300ms"), run("2s"));
-        assert!(short.2 >= 1e6 && long.2 >= 1e6, "faster than the device: {} ns", short.2);
+        // To the three digits that are told apart.
+        assert!(short.2 >= 0.999e6 && long.2 >= 0.999e6, "faster than the device: {}", long.2);
         let (said, took) = (long.0 - short.0, long.1 - short.1);
         worst = f64::min(worst, (said / took - 1.0).abs());
         if worst < 0.05 {
@@ -166,7 +166,7 @@ fn latency_at_depth_1_is_what_the_device_was_told_to_take() {
         let report = vireo(perf("T --depth 1 --time 500ms -o json", &endpoint)).success();
         let report: Value = serde_json::from_str(&report).expect("JSON");
         let median = number(&report, "/runs/0/all/latency_ns/p50");
-        assert!(median >= 1e7, "faster than the device: {median} ns");
+        assert!(median >= 0.999e7, "faster than the device: {median} ns");
         if median < 1.05e7 {
             return;
         }
@@ -177,22 +177,33 @@ fn latency_at_depth_1_is_what_the_device_was_told_to_take() {
 
 #[test]
 fn two_targets_are_compared_with_the_spread_of_their_ratio() {
-    let target = Target::start(&null_devices(&["2ms", "8ms"]));
+    let target = Target::start(&null_devices(&["5ms", "20ms"]));
     let (a, b) = (address(target.endpoint("vm0")), address(target.endpoint("vm1")));
     let line = "T --time 300ms --warm-up 50ms --alternations 3 --against";
     let words = |output| perf(line, &a).into_iter().chain([b.as_str(), "-o", output]);
-    let report: Value = serde_json::from_str(&vireo(words("json")).success()).expect("JSON");
-    let runs = report["runs"].as_array().expect("runs").iter();
-    let addresses: Vec<_> =
-        runs.map(|run| run["target"]["address"].as_str().expect("address")).collect();
-    assert_eq!(addresses, [&a, &b, &a, &b, &a, &b]);
-    for (figure, wanted) in [("iops", 4.0), ("latency_mean", 0.25)] {
-        let spread = &report["ratio"][figure];
-        let [min, median, max] = ["/min", "/median", "/max"].map(|key| number(spread, key));
-        assert!(min <= median && median <= max, "{spread:#}");
-        assert!((median / wanted - 1.0).abs() < 0.3, "{figure}: {spread:#}");
+    let mut found = Vec::new();
+    // A shared processor makes both late by the same time now and then, which changes their ratio.
+    for _ in 0..6 {
+        let report = vireo(words("json")).success();
+        let report: Value = serde_json::from_str(&report).expect("JSON");
+        let runs = report["runs"].as_array().expect("runs").iter();
+        let addresses: Vec<_> =
+            runs.map(|run| run["target"]["address"].as_str().expect("address")).collect();
+        assert_eq!(addresses, [&a, &b, &a, &b, &a, &b]);
+        assert_eq!(report["ratio"]["alternations"], 3);
+        let median = |figure: &str| {
+            let spread = &report["ratio"][figure];
+            let [min, median, max] = ["/min", "/median", "/max"].map(|key| number(spread, key));
+            assert!(min <= median && median <= max, "{spread:#}");
+            median
+        };
+        let (iops, latency) = (median("iops"), median("latency_mean"));
+        found.push((iops, latency));
+        if (iops / 4.0 - 1.0).abs() < 0.3 && (latency / 0.25 - 1.0).abs() < 0.3 {
+            break;
+        }
     }
-    assert_eq!(report["ratio"]["alternations"], 3);
+    assert!(found.len() < 6, "devices of 5 ms and 20 ms: ratios of {found:?}");
     let table = vireo(words("table")).success();
     for word in ["A / B", "median", "min", "max", "IOPS", &a, &b] {
         assert!(table.contains(word), "{word} in\n{table}");
@@ -403,22 +414,28 @@ fn loads_that_do_not_fit_their_target_are_told_what_would() {
     vireo(perf(&line, &endpoint)).refused(1, &[nowhere, "a directory that can be written"]);
 }
 
-#[test]
-fn a_target_that_dies_ends_the_run_soon() {
+/// A run of a minute on a file, in the middle: it has written all of its range.
+fn in_the_middle(line: &str) -> (Target, std::thread::JoinHandle<Ended>) {
     let tables = "[[bdev]]\nname = \"disk\"\ndriver = \"file\"\npath = \"@DIR@/disk\"\ncreate = true\nsize = \"4MiB\"\n\
                   [[subsystem]]\nname = \"s0\"\n[[subsystem.namespace]]\nnsid = 1\nbdev = \"disk\"\n\
                   [[endpoint]]\nname = \"vm0\"\nsubsystem = \"s0\"\n";
     let target = Target::start(&configuration(tables));
     let endpoint = address(target.endpoint("vm0"));
-    let line = "T --time 60s --depth 8 --pattern write --size 64KiB --block-size 4KiB";
-    let words: Vec<String> = perf(line, &endpoint).into_iter().map(str::to_owned).collect();
+    let line = format!("T --depth 8 --pattern write --size 64KiB {line}");
+    let words: Vec<String> = perf(&line, &endpoint).into_iter().map(str::to_owned).collect();
     let run = std::thread::spawn(move || vireo(words.iter().map(String::as_str)));
     let disk = target.site().directory().join("disk");
     vireo_tests::wait::until("the load has written its whole range", || {
         let data = std::fs::read(&disk).unwrap_or_default();
-        data.len() > 64 << 10
-            && data[..64 << 10].chunks(4096).all(|block| block.iter().any(|&byte| byte != 0))
+        let mut blocks = data.get(..64 << 10).unwrap_or_default().chunks(4096);
+        blocks.len() > 0 && blocks.all(|block| block.iter().any(|&byte| byte != 0))
     });
+    (target, run)
+}
+
+#[test]
+fn a_target_that_dies_ends_the_run_soon() {
+    let (target, run) = in_the_middle("--time 60s");
     let died = Instant::now();
     kill(target.pid("f0"), Signal::SIGKILL).expect("kill a process of our own");
     let ended = run.join().expect("the thread that waits");
@@ -426,4 +443,25 @@ fn a_target_that_dies_ends_the_run_soon() {
     assert_eq!(ended.output.status.code(), Some(1), "{}", ended.stderr());
     assert!(ended.stderr().contains("is gone"), "{}", ended.stderr());
     assert_eq!(ended.stderr().lines().count(), 1, "{}", ended.stderr());
+}
+
+#[test]
+fn a_target_that_hangs_ends_the_run_soon() {
+    // The worker: I/Os do not end, and the controller cannot be reset. The frontend: I/Os go on, nothing else does.
+    for (process, line, status) in [("w0", "--time 60s", 1), ("f0", "--time 2s", 0)] {
+        let (target, run) = in_the_middle(line);
+        let pid = target.pid(process);
+        kill(pid, Signal::SIGSTOP).expect("stop a process of our own");
+        let stopped = Instant::now();
+        let ended = run.join().expect("the thread that waits");
+        let took = stopped.elapsed();
+        kill(pid, Signal::SIGCONT).expect("let it go on");
+        // An I/O's time-out of 2 s, its half, and three quarters of it; or the run's own 2 s and what closing may take.
+        assert!(took < Duration::from_secs(9), "{process}: {took:?}");
+        assert_eq!(ended.output.status.code(), Some(status), "{process}: {}", ended.stderr());
+        if status == 1 {
+            assert!(ended.stderr().contains("hangs"), "{}", ended.stderr());
+            assert_eq!(ended.stderr().lines().count(), 1, "{}", ended.stderr());
+        }
+    }
 }

@@ -1,13 +1,15 @@
 //! Reaching a controller in bounded time, and one line for each way that fails.
 
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nvme_driver::{ConnectError, Error, Options};
 
 /// How long a target may take to be reached and described, if nothing else is said: a person sees an error within five
 /// seconds, whatever the target does.
 pub const DEFAULT_TIMEOUT: &str = "4s";
+/// Longest wait for a controller to be shut down.
+const CLOSE_MAX: Duration = Duration::from_secs(2);
 /// Exit status: the options do not fit, nothing was started.
 pub const EXIT_USAGE: u8 = 2;
 /// Exit status: it could not be done.
@@ -125,10 +127,20 @@ pub fn within<T: Send + 'static>(
     }
 }
 
+/// Lets go of a controller, which shuts it down. One that hangs is waited for no longer than a person would: what is left
+/// of it ends with the process.
+pub fn close<T: Send + 'static>(controller: T) {
+    let thread = std::thread::Builder::new().name("close".into()).spawn(move || drop(controller));
+    let started = Instant::now();
+    // Without a thread it was dropped here.
+    while thread.as_ref().is_ok_and(|thread| !thread.is_finished()) && started.elapsed() < CLOSE_MAX
+    {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use super::*;
 
     #[test]

@@ -300,7 +300,13 @@ pub(super) fn size(bytes: u64) -> String {
 
 /// "1 block", "2 blocks".
 pub(super) fn blocks(count: u64) -> String {
-    if count == 1 { "1 block".to_owned() } else { format!("{count} blocks") }
+    counted(count, "block")
+}
+
+/// A number of things: "1 command", "2 commands".
+pub(super) fn counted(count: u64, thing: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {thing}{plural}")
 }
 
 /// A number of 128 bits as far as 64 hold it: 16 EiB.

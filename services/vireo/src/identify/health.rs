@@ -4,7 +4,7 @@ use nvme_spec::identify::power::PowerState;
 use nvme_spec::log_page::smart::SmartHealth;
 use serde_json::{Value, json};
 
-use super::controller::{bytes, some};
+use super::controller::{bytes, counted, some};
 use super::fact::{Place, Section};
 use super::feature::celsius;
 use super::snapshot::Snapshot;
@@ -128,19 +128,23 @@ pub(super) fn smart(snapshot: &Snapshot) -> Section {
         let total = units.saturating_mul(DATA_UNIT);
         section.fact(
             label,
-            format!("{} by {commands} commands", decimal(total)),
+            format!("{} by {}", decimal(total), counted(commands, "command")),
             [(name, json!(total)), (commands_name, json!(commands))],
         );
     }
     for (label, name, unit, value) in [
-        ("busy", "busy_minutes", " minutes", smart.controller_busy_time),
-        ("powered on", "power_on_hours", " hours", smart.power_on_hours),
+        ("busy", "busy_minutes", "minute", smart.controller_busy_time),
+        ("powered on", "power_on_hours", "hour", smart.power_on_hours),
         ("power cycles", "power_cycles", "", smart.power_cycles),
         ("unsafe shutdowns", "unsafe_shutdowns", "", smart.unsafe_shutdowns),
         ("media errors", "media_errors", "", smart.media_errors),
         ("errors logged", "error_log_entries", "", smart.error_log_entries),
     ] {
-        section.fact(label, format!("{}{unit}", count(value)), [(name, json!(count(value)))]);
+        let text = match unit {
+            "" => count(value).to_string(),
+            unit => counted(count(value), unit),
+        };
+        section.fact(label, text, [(name, json!(count(value)))]);
     }
     section
 }

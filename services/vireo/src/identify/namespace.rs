@@ -6,7 +6,7 @@ use nvme_spec::identify::descriptor::NamespaceIdentifiers;
 use nvme_spec::identify::namespace::{DeallocatedRead, IdentifyNamespace, LbaFormat};
 use serde_json::{Value, json};
 
-use super::controller::{blocks, bytes, size, some};
+use super::controller::{blocks, bytes, counted, size, some};
 use super::fact::{Answer, Place, Section};
 use super::feature;
 use super::snapshot::{NamespaceSnapshot, Snapshot};
@@ -223,13 +223,18 @@ fn abilities(section: &mut Section, snapshot: &Snapshot, identify: &IdentifyName
     section.fact("reservations", text, [("reservations", json!(reservations))]);
     if oncs.copy() {
         let (ranges, range, all) = (u16::from(identify.msrc_z) + 1, identify.mssrl, identify.mcl);
-        section.fact(
-            "copy",
-            format!(
-                "up to {ranges} ranges of {} each, {} in all",
+        let text = match (range, all) {
+            (0, _) | (_, 0) => "supported; its limits are not reported".to_owned(),
+            _ => format!(
+                "up to {} of {} each, {} in all",
+                counted(ranges.into(), "range"),
                 blocks(range.into()),
                 blocks(all.into())
             ),
+        };
+        section.fact(
+            "copy",
+            text,
             [
                 ("copy_max_ranges", json!(ranges)),
                 ("copy_max_range_blocks", json!(range)),

@@ -348,6 +348,7 @@ impl Lane {
             }
             self.queue.ring();
             let Some(done) = self.queue.next_completion() else {
+                more &= go_on();
                 match self.queue.event() {
                     Some(_) => self.queue.wait(std::time::Duration::from_millis(20)),
                     None => std::hint::spin_loop(),

@@ -24,6 +24,7 @@ pub mod target;
 mod tests;
 pub mod units;
 pub mod verify;
+mod watch;
 pub mod zipf;
 
 use std::path::Path;
@@ -38,7 +39,7 @@ use report::{LoadReport, RatioReport, Report, RunReport, SCHEMA, TargetReport};
 use run::{Measured, measure};
 use target::Target;
 
-use crate::reach::{EXIT_FAILURE, Failure};
+use crate::reach::{EXIT_FAILURE, Failure, close};
 
 /// Pairs of runs when two targets are compared, if nothing else is said.
 const ALTERNATIONS: u32 = 5;
@@ -125,8 +126,11 @@ fn run_once(
     progress: &Progress,
 ) -> Result<(RunReport, Measured), Failure> {
     let session = target::reach(target, load)?;
-    let measured = measure(&session, load, clock, progress)?;
-    Ok((RunReport::new(TargetReport::new(&session), &measured, load), measured))
+    let measured = measure(&session, load, clock, progress);
+    let target = TargetReport::new(&session);
+    close(session);
+    let measured = measured?;
+    Ok((RunReport::new(target, &measured, load), measured))
 }
 
 fn show(report: &Report, output: Output) -> Result<(), Failure> {

@@ -86,7 +86,8 @@ pub struct PerfArguments {
     /// Where random numbers start: the same seed, the same blocks.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
-    /// After this long without completion an I/O is aborted, then the controller reset.
+    /// After this long without completion an I/O is aborted, half as long later the controller reset; what takes three
+    /// quarters of it hangs.
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = parse_duration)]
     pub io_timeout: Duration,
     /// Give up a target that cannot be reached after this long.

@@ -8,11 +8,6 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::options::Load;
 use super::units::show_count;
 
-/// Between two updates.
-const INTERVAL: Duration = Duration::from_millis(200);
-/// Without a terminal nobody looks: the threads are only waited for.
-const SILENT_INTERVAL: Duration = Duration::from_secs(3600);
-
 /// A line that is drawn again and again, or nothing.
 #[derive(Debug)]
 pub struct Progress {
@@ -43,12 +38,6 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.set_prefix(title);
         }
-    }
-
-    /// How often it wants to be shown.
-    #[must_use]
-    pub fn interval(&self) -> Duration {
-        if self.bar.is_some() { INTERVAL } else { SILENT_INTERVAL }
     }
 
     /// Shows where the run is: `ios` were counted since the warm-up, or in it.

@@ -1,7 +1,9 @@
 //! A run: queue pairs shared out over pinned threads, a warm-up, the measurement, the end.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -20,6 +22,7 @@ use super::progress::Progress;
 use super::tally::{Interval, Tally, Timeline};
 use super::target::Session;
 use super::verify::{Ledger, Verifier};
+use super::watch::{Guard, Watched};
 use crate::reach::{Failure, explain};
 
 /// Turns between two looks at what time it is.
@@ -33,6 +36,10 @@ const RUN_UP: Duration = Duration::from_millis(10);
 const SLEEP_MAX: Duration = Duration::from_millis(20);
 /// How much longer than an I/O's time-out the last ones are waited for: the reset of the controller.
 const DRAIN_EXTRA: Duration = Duration::from_secs(2);
+/// Between two looks whether the threads still live.
+const WATCH: Duration = Duration::from_millis(100);
+/// Longest wait for queue pairs to be deleted when everything is measured.
+const CLOSE_MAX: Duration = Duration::from_secs(2);
 /// Ranges up to this many bytes are read again entirely in the end, not only what was written.
 const SWEEP_ALL: u64 = 1 << 30;
 /// Descriptions of errors and damage that are kept.
@@ -74,19 +81,6 @@ struct Times {
     drain: Duration,
 }
 
-/// What the threads tell whoever watches.
-#[derive(Debug)]
-struct Watched {
-    ios: Vec<Padded>,
-    abort: AtomicBool,
-    sweeping: AtomicBool,
-}
-
-/// A counter in cache lines of its own.
-#[derive(Debug)]
-#[repr(align(128))]
-struct Padded(AtomicU64);
-
 /// What one thread brings home.
 struct Brought {
     lanes: Vec<(Counts, Option<Box<Checking>>)>,
@@ -122,53 +116,60 @@ pub fn measure(
         points: load.time.div_duration_f64(interval).ceil() as usize,
         drain: load.io_timeout.mul_f64(1.5) + DRAIN_EXTRA,
     };
-    let watched = Watched {
-        ios: (0..threads).map(|_| Padded(AtomicU64::new(0))).collect(),
-        abort: AtomicBool::new(false),
-        sweeping: AtomicBool::new(false),
-    };
+    let watched = Arc::new(Watched::new(threads));
     let brought = run_threads(hands, load, clock, times, &watched, progress);
     progress.clear();
-    merge(brought, load, interval)
+    merge(brought?, load, interval)
 }
 
+/// Runs the threads. One that hangs in the driver is left behind: it ends with the process.
 fn run_threads(
     hands: Vec<Vec<Lane>>,
     load: &Load,
     clock: &Clock,
     times: Times,
-    watched: &Watched,
+    watched: &Arc<Watched>,
     progress: &Progress,
-) -> Vec<Brought> {
-    let threads = hands.len();
+) -> Result<Vec<Brought>, Failure> {
     let (sender, receiver) = channel();
-    std::thread::scope(|scope| {
-        for (index, hand) in hands.into_iter().enumerate() {
-            let sender = sender.clone();
-            let core = load.cores.as_ref().and_then(|cores| cores.get(index).copied());
-            let clock = clock.clone();
-            scope.spawn(move || {
-                let brought = drive(hand, index, core, load, &clock, times, watched);
-                // Nobody listens any more only if the whole run is given up.
-                sender.send(brought).ok();
-            });
-        }
-        drop(sender);
-        let began = Instant::now();
-        let mut brought = Vec::with_capacity(threads);
-        while brought.len() < threads {
-            match receiver.recv_timeout(progress.interval()) {
-                Ok(one) => brought.push(one),
-                Err(RecvTimeoutError::Timeout) => {
-                    let ios = watched.ios.iter().map(|ios| ios.0.load(Ordering::Relaxed)).sum();
-                    let sweeping = watched.sweeping.load(Ordering::Relaxed);
-                    progress.show(began.elapsed(), load, ios, sweeping);
-                }
-                Err(RecvTimeoutError::Disconnected) => break,
+    let mut threads: Vec<JoinHandle<()>> = Vec::with_capacity(hands.len());
+    for (index, mut hand) in hands.into_iter().enumerate() {
+        let sender = sender.clone();
+        let core = load.cores.as_ref().and_then(|cores| cores.get(index).copied());
+        let (load, clock, seen) = (load.clone(), clock.clone(), Arc::clone(watched));
+        let thread = std::thread::Builder::new().name(format!("load-{index}")).spawn(move || {
+            let brought = drive(&mut hand, index, core, &load, &clock, times, &seen);
+            seen.threads[index].done.store(true, Ordering::Relaxed);
+            // Nobody listens any more only if the whole run is given up.
+            sender.send(brought).ok();
+            // The queue pairs go after it: a target that hangs takes its time to delete them.
+            drop(hand);
+        });
+        threads.push(thread.map_err(|error| {
+            watched.abort.store(true, Ordering::Relaxed);
+            Failure::new(format!("start a thread: {error}"))
+        })?);
+    }
+    drop(sender);
+    let began = Instant::now();
+    let mut guard = Guard::new(load.io_timeout, threads.len());
+    let mut brought = Vec::with_capacity(threads.len());
+    while brought.len() < threads.len() {
+        match receiver.recv_timeout(WATCH) {
+            Ok(one) => brought.push(one),
+            Err(RecvTimeoutError::Timeout) => {
+                guard.look(watched)?;
+                let sweeping = watched.sweeping.load(Ordering::Relaxed);
+                progress.show(began.elapsed(), load, watched.ios(), sweeping);
             }
+            Err(RecvTimeoutError::Disconnected) => break,
         }
-        brought
-    })
+    }
+    let ended = Instant::now();
+    while threads.iter().any(|thread| !thread.is_finished()) && ended.elapsed() < CLOSE_MAX {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(brought)
 }
 
 /// Queue pairs with their buffers and their share of the blocks.
@@ -244,7 +245,7 @@ fn lane(
 
 /// What a thread does.
 fn drive(
-    mut lanes: Vec<Lane>,
+    lanes: &mut [Lane],
     index: usize,
     core: Option<usize>,
     load: &Load,
@@ -257,7 +258,7 @@ fn drive(
         std::hint::spin_loop();
     }
     let rate = load.rate.map(|rate| rate / f64::from(load.queues));
-    for lane in &mut lanes {
+    for lane in lanes.iter_mut() {
         lane.set_pace(rate.map(|rate| Pace::new(rate, clock.ticks_per_second(), times.start)));
     }
     let interrupt = load.completions == Completions::Interrupt;
@@ -267,10 +268,10 @@ fn drive(
     while fatal.is_none() {
         let mut taken = 0;
         for _ in 0..TURNS {
-            let in_turn = turn(&mut lanes, clock);
+            let in_turn = turn(lanes, clock);
             taken += in_turn;
             if in_turn == 0 && interrupt {
-                sleep(&mut lanes, load.rate.is_some());
+                sleep(lanes, load.rate.is_some());
                 break;
             }
         }
@@ -281,11 +282,12 @@ fn drive(
         lanes.iter_mut().for_each(|lane| lane.keep_time(now));
         let ios =
             lanes.iter().map(|lane| lane.counts.kinds[0].ios + lane.counts.kinds[1].ios).sum();
-        watched.ios[index].0.store(ios, Ordering::Relaxed);
+        watched.threads[index].ios.store(ios, Ordering::Relaxed);
+        watched.threads[index].beat();
         fatal = lanes.iter_mut().find_map(|lane| lane.fatal.take());
         match counted_from {
             None if now >= times.warm => {
-                for lane in &mut lanes {
+                for lane in lanes.iter_mut() {
                     lane.start_counting(Timeline::new(now, times.interval, times.points));
                 }
                 counted_from = Some(now);
@@ -301,12 +303,12 @@ fn drive(
     if fatal.is_some() {
         watched.abort.store(true, Ordering::Relaxed);
     } else {
-        fatal = finish(&mut lanes, load, clock, times.drain, watched);
+        fatal = finish(lanes, index, load, clock, times.drain, watched);
     }
     if counted.is_empty() {
         counted = lanes.iter().map(|lane| lane.counts.clone()).collect();
     }
-    for (counts, lane) in counted.iter_mut().zip(&lanes) {
+    for (counts, lane) in counted.iter_mut().zip(lanes.iter()) {
         // Failures count whenever they come.
         (counts.errors, counts.notes) = (lane.counts.errors, lane.counts.notes.clone());
     }
@@ -326,6 +328,7 @@ fn turn(lanes: &mut [Lane], clock: &Clock) -> usize {
 /// Waits for what is outstanding, then reads again what was written.
 fn finish(
     lanes: &mut [Lane],
+    index: usize,
     load: &Load,
     clock: &Clock,
     drain: Duration,
@@ -334,7 +337,9 @@ fn finish(
     let interrupt = load.completions == Completions::Interrupt;
     lanes.iter_mut().for_each(Lane::stop);
     let began = Instant::now();
+    let seen = &watched.threads[index];
     while lanes.iter().any(Lane::is_busy) {
+        seen.beat();
         if turn(lanes, clock) == 0 && interrupt {
             sleep(lanes, false);
         }
@@ -348,7 +353,10 @@ fn finish(
     if load.verify.is_some() {
         watched.sweeping.store(true, Ordering::Relaxed);
         for lane in lanes.iter_mut() {
-            lane.sweep(|| !watched.abort.load(Ordering::Relaxed));
+            lane.sweep(|| {
+                seen.beat();
+                !watched.abort.load(Ordering::Relaxed)
+            });
         }
     }
     lanes.iter_mut().find_map(|lane| lane.fatal.take())
