@@ -256,13 +256,25 @@ fn interrupts_wake_whoever_waits() {
 
 #[test]
 fn queues_that_are_dropped_can_be_had_again() {
-    let target = Scripted::start(Script { queues: 2, ..Script::default() });
-    let controller = target.connect();
-    for _ in 0..5 {
-        let first = controller.queue_pair(&QueueOptions::default()).unwrap();
-        let second = controller.queue_pair(&QueueOptions::default()).unwrap();
-        let error = controller.queue_pair(&QueueOptions::default()).unwrap_err();
-        assert!(error.to_string().contains("all 2"), "{error}");
-        drop((first, second));
+    for doorbell_buffer in [false, true] {
+        let script = Script { queues: 2, doorbell_buffer, ..Script::default() };
+        let target = Scripted::start(script);
+        let shadow_doorbells = ShadowDoorbells::Offered;
+        let controller = target.connect_with(&Options { shadow_doorbells, ..Options::default() });
+        let namespace = controller.namespace(Nsid(1)).unwrap();
+        for _ in 0..5 {
+            let mut first = controller.queue_pair(&QueueOptions::default()).unwrap();
+            let second = controller.queue_pair(&QueueOptions::default()).unwrap();
+            let error = controller.queue_pair(&QueueOptions::default()).unwrap_err();
+            assert!(error.to_string().contains("all 2"), "{error}");
+            // The next queue of this identifier starts anew, whatever the doorbells of this one say in the end.
+            for lba in 0..3 {
+                let buffer = controller.allocate(512).unwrap();
+                let done = first.run(Request::read(&namespace, Lba(lba), buffer)).unwrap();
+                assert_eq!(done.result, Ok(0));
+            }
+            drop((first, second));
+        }
+        assert_eq!(target.engine.lock().unwrap().count(NvmOpcode::READ), 15);
     }
 }

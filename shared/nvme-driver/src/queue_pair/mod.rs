@@ -190,6 +190,12 @@ impl QueuePair {
         let event = vector.map(|(_, event)| event.try_clone()).transpose();
         let event = event.map_err(|_| Error::Argument { what: "no descriptor for an interrupt" });
         let vector = vector.map(|(vector, _)| vector);
+        let mut sq_bell = inner.bell(qid, DoorbellKind::SubmissionTail);
+        let mut cq_bell = inner.bell(qid, DoorbellKind::CompletionHead);
+        // A queue of this identifier may have been there before: a controller that polls memory would go by its tail.
+        let memory = inner.doorbells_are_memory();
+        sq_bell.clear(memory);
+        cq_bell.clear(memory);
         let created = event.and_then(|event| {
             inner.create_queues(qid, &sq, &cq, vector)?;
             Ok(event)
@@ -235,8 +241,8 @@ impl QueuePair {
             unacked: 0,
             eager_ack: cost == DoorbellCost::Memory || inner.shadow.is_some(),
             budget: HOUSEKEEPING_INTERVAL,
-            sq_bell: inner.bell(qid, DoorbellKind::SubmissionTail),
-            cq_bell: inner.bell(qid, DoorbellKind::CompletionHead),
+            sq_bell,
+            cq_bell,
             cold: Box::new(cold),
             one_thread: PhantomData,
         };
