@@ -102,6 +102,11 @@ impl Guest {
         arguments.into_iter().fold(self, |guest, argument| guest.option("--qemu", argument))
     }
 
+    /// More arguments for QEMU itself.
+    pub fn qemu(self, arguments: &[&str]) -> Self {
+        arguments.iter().fold(self, |guest, argument| guest.option("--qemu", argument))
+    }
+
     /// Time limit in seconds; 120 unless said.
     pub fn seconds(mut self, seconds: u64) -> Self {
         self.seconds = seconds;

@@ -45,6 +45,11 @@ fn any_command_leaves_a_controller_that_works() {
 }
 
 #[test]
+fn driver_and_controller_keep_their_promises_whatever_is_asked() {
+    run(fuzz::driver, 300);
+}
+
+#[test]
 fn any_list_is_walked_to_an_end_within_its_memory() {
     run(fuzz::walks, 50_000);
 }

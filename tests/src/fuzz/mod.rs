@@ -5,12 +5,15 @@
 //! come to an end.
 
 pub mod commands;
+pub mod driver;
 pub mod frames;
 pub mod input;
 pub mod segments;
+mod transport;
 pub mod walks;
 
 pub use commands::commands;
+pub use driver::driver;
 pub use frames::frames;
 pub use segments::segments;
 pub use walks::walks;

@@ -48,17 +48,23 @@ impl SharedWorld {
 
     /// Connects to a controller, with `bytes` of host memory and interrupts, and enables nothing.
     pub fn attach(&self, index: usize, mapped: bool, bytes: u64) -> SimulatedHost {
+        let mut client = self.client(index, mapped);
+        let memory = HostMemory::new(MEMORY_BASE, bytes);
+        client.map(&memory, memory.whole());
+        Driver::new(client, memory)
+    }
+
+    /// Connects to a controller, with interrupts and without memory.
+    pub fn client(&self, index: usize, mapped: bool) -> SimulatedClient {
         self.get().connect(index);
         let doorbells = mapped.then(|| self.get().doorbells(index));
         let vectors = (0..17).map(|_| EventFd::create().expect("eventfd")).collect();
         let mut client = SimulatedClient { world: self.clone(), index, doorbells, vectors };
-        let memory = HostMemory::new(MEMORY_BASE, bytes);
         client.call(Command::VERSION, &[0; 4], Vec::new());
-        client.map(&memory, memory.whole());
         client.set_vectors();
         let command = (COMMAND_MEMORY | COMMAND_BUS_MASTER).to_le_bytes();
         client.write_region(RegionIndex::CONFIG, COMMAND as u64, &command);
-        Driver::new(client, memory)
+        client
     }
 }
 
@@ -119,6 +125,14 @@ impl SimulatedClient {
     /// Gives every vector its eventfd.
     #[track_caller]
     pub fn set_vectors(&mut self) {
+        let events = std::mem::take(&mut self.vectors);
+        self.use_vectors(events);
+    }
+
+    /// Gives vectors 0 and on these eventfds.
+    #[track_caller]
+    pub fn use_vectors(&mut self, events: Vec<EventFd>) {
+        self.vectors = events;
         let flags = IrqSetFlags::new().with_data_eventfd(true).with_trigger(true);
         for start in (0..self.vectors.len()).step_by(8) {
             let run = &self.vectors[start..self.vectors.len().min(start + 8)];
