@@ -1,7 +1,7 @@
 //! What a request costs on each kind of channel, in nanoseconds: medians over rounds, printed as a table. Figures, not
 //! tests: nothing here fails for being slow.
 
-use bdev::channel::{AnyChannel, Channel, Geometry, Submitted};
+use bdev::channel::{AnyChannel, Channel, Geometry, Need, Submitted};
 use bdev::malloc::MallocChannel;
 use bdev::null::NullChannel;
 use bdev::request::{Op, Request};
@@ -110,7 +110,7 @@ fn measure_prefetched(channel: &mut AnyChannel, table: &RegionTable) -> Result<V
     Ok(rounds(places.len() as u64, || {
         for pair in places.windows(2) {
             let next = Request::new(Op::Read, pair[1].0, BLOCK, &pair[1].1, 0);
-            channel.prefetch(&next, table);
+            channel.load(&next, table, Need::Next);
             let request = Request::new(Op::Read, pair[0].0, BLOCK, &pair[0].1, 0);
             let _ = black_box(channel.submit(&request, table, 0));
         }
