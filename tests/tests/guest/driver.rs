@@ -21,3 +21,33 @@ fn vireo_perf_and_identify_drive_the_guest_s_drive_over_vfio() {
     }
     assert!(target.stop().success());
 }
+
+/// A controller that was not written here, described over VFIO.
+const FOREIGN: &str = r#"
+within 30 namespace 1 >/dev/null
+address=$(basename "$(readlink -f /sys/class/nvme/nvme0/device)")
+modprobe vfio-pci
+echo "$address" >"/sys/bus/pci/devices/$address/driver/unbind"
+echo vfio-pci >"/sys/bus/pci/devices/$address/driver_override"
+echo "$address" >/sys/bus/pci/drivers_probe
+vireo=/run/vireo/vireo
+"$vireo" identify "pcie:$address"
+# It asks for nothing that this one does not have either.
+"$vireo" identify "pcie:$address" -o json |
+    jq -e '.controller.serial_number == "EMULATED" and .logs.errors == [] and .smart.error_log_entries == 0 and
+        .namespaces[0].size_bytes == 67108864 and .supports.io_commands.reservations == false'
+status=0
+"$vireo" identify "pcie:$address" --namespace 9 2>/tmp/line || status=$?
+[ "$status" = 1 ] && grep 'namespace 9 is not there; active: 1' /tmp/line
+"#;
+
+#[test]
+fn vireo_identify_describes_a_controller_that_was_not_written_here() {
+    let image = tempfile::NamedTempFile::new().expect("a file");
+    image.as_file().set_len(64 << 20).expect("room");
+    let guest = Guest::new(FOREIGN).iommu().emulated_drive(image.path());
+    let output = guest.file(program("vireo")).run();
+    for word in ["QEMU NVMe Ctrl", "64 MiB: 131072 blocks of 512 bytes", "not supported: "] {
+        assert!(output.contains(word), "{word} in\n{output}");
+    }
+}
