@@ -111,7 +111,10 @@ fn data_goes_to_the_drive_and_back_without_a_copy() {
         let offset = 4 * random.in_range(0..1024) as usize;
         let data = random.bytes(blocks as usize * 512);
         client.write(lba, offset, &data);
-        assert!(client.read(lba, offset / 2 & !3, data.len()) == data, "{blocks} blocks at {lba}");
+        assert!(
+            client.read(lba, (offset / 2) & !3, data.len()) == data,
+            "{blocks} blocks at {lba}"
+        );
     }
     let data = random.bytes(64 << 10);
     client.write(4096, 0, &data);
