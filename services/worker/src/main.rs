@@ -122,8 +122,10 @@ async fn run(config: &Config, name: &str) -> anyhow::Result<()> {
         .with_policy(move |_| told.policy_changed());
     service::ready::ready("serving");
     tracing::info!(socket = %socket.display(), core = ?settings.core, "worker ready");
+    // Lives until the poll thread has ended: frontends take a closed connection for the end of all DMA.
+    let mut serving = std::pin::pin!(server.serve(Arc::new(observed)));
     tokio::select! {
-        () = server.serve(Arc::new(observed)) => {}
+        () = &mut serving => {}
         () = service::watchdog::feed_while(|bound| alive.is_alive(bound)) => {}
         () = shutdown.requested() => {}
     }
