@@ -4,13 +4,14 @@ use prost::Message;
 use std::error::Error;
 use std::path::PathBuf;
 
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "vireo/v1/controller.proto",
     "vireo/v1/event.proto",
     "vireo/v1/namespace.proto",
     "vireo/v1/stats.proto",
     "vireo/v1/subsystem.proto",
     "vireo/v1/target.proto",
+    "vireo/v1/trace.proto",
     "vireo/v1/volume.proto",
     "vireo/v1/worker.proto",
 ];

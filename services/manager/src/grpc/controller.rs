@@ -85,7 +85,7 @@ impl ControllerService for Api {
             view.made.objects.insert(object.clone(), now_ms());
             Ok(object)
         };
-        let edited = self.manager.edit(call, work).await.map_err(error::edit)?;
+        let edited = self.edit(call, work).await?;
         let controller = shown(&edited.view, &edited.object)
             .ok_or_else(|| error::missing(&edited.object.to_string()))?;
         let mut response = Response::new(controller);
@@ -105,7 +105,7 @@ impl ControllerService for Api {
             true => None,
             false => self.client(&object).await,
         };
-        let work = |view: &mut View| {
+        let work = move |view: &mut View| {
             if request.allow_missing && !object.is_in(&view.desired.config) {
                 return Ok(object);
             }
@@ -125,7 +125,7 @@ impl ControllerService for Api {
             view.made.objects.remove(&object);
             Ok(object)
         };
-        self.manager.edit(call, work).await.map_err(error::edit)?;
+        self.edit(call, work).await?;
         let mut response = Response::new(());
         response.extensions_mut().insert(audited);
         Ok(response)

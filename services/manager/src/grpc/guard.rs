@@ -134,8 +134,8 @@ fn audit(method: &str, caller: &Caller, needed: Role, response: &Response<Body>)
         return;
     }
     if let Some(suppressed) = LIMIT.pass() {
-        let message = text(response.headers());
-        tracing::warn!(target: "audit", caller, method, code = ?code, message, suppressed, "refused");
+        let reason = text(response.headers());
+        tracing::warn!(target: "audit", caller, method, code = ?code, reason, suppressed, "refused");
     }
 }
 

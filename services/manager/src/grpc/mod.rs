@@ -15,16 +15,22 @@ mod stats;
 mod subsystem;
 mod target;
 mod time;
+mod trace;
 mod volume;
 mod worker;
 
 use crate::counters::Bases;
 use crate::manager::Manager;
+use crate::manager::edit::{Call, EditError, Edited};
+use crate::object::Object;
+use crate::view::View;
 use guard::Guards;
 use listen::Listener;
 use std::sync::Arc;
 use std::time::Duration;
+use telemetry::spans;
 use tokio::sync::Semaphore;
+use tonic::Status;
 use tonic::server::NamedService;
 use tonic::transport::Server;
 use tonic_health::server::HealthReporter;
@@ -35,6 +41,7 @@ use vireo_api::v1::namespace_service_server::NamespaceServiceServer;
 use vireo_api::v1::stats_service_server::StatsServiceServer;
 use vireo_api::v1::subsystem_service_server::SubsystemServiceServer;
 use vireo_api::v1::target_service_server::TargetServiceServer;
+use vireo_api::v1::trace_service_server::TraceServiceServer;
 use vireo_api::v1::volume_service_server::VolumeServiceServer;
 use vireo_api::v1::worker_service_server::WorkerServiceServer;
 
@@ -64,6 +71,21 @@ pub(crate) struct Api {
     watchers: Arc<Semaphore>,
 }
 
+impl Api {
+    /// Changes what is wanted. What has begun is finished, though its caller leaves or has no more patience.
+    async fn edit(
+        &self,
+        call: Call,
+        work: impl FnOnce(&mut View) -> Result<Object, EditError> + Send + 'static,
+    ) -> Result<Edited, Status> {
+        let manager = Arc::clone(&self.manager);
+        let edit = async move { manager.edit(call, work).await };
+        let task = tokio::spawn(spans::within(spans::current(), edit));
+        let ended = task.await.map_err(|error| EditError::Internal(error.to_string()));
+        ended.and_then(|edited| edited).map_err(error::edit)
+    }
+}
+
 /// Serves the API to all who come to `listener`, until this is dropped.
 ///
 /// # Errors
@@ -81,6 +103,7 @@ pub async fn serve(manager: Arc<Manager>, listener: Listener) -> Result<(), Serv
         ControllerServiceServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST);
     let worker = WorkerServiceServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST);
     let stats = StatsServiceServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST);
+    let trace = TraceServiceServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST);
     let event = EventServiceServer::new(api).max_decoding_message_size(MAX_REQUEST);
     healthy(&reporter, &target).await;
     healthy(&reporter, &volume).await;
@@ -89,6 +112,7 @@ pub async fn serve(manager: Arc<Manager>, listener: Listener) -> Result<(), Serv
     healthy(&reporter, &controller).await;
     healthy(&reporter, &worker).await;
     healthy(&reporter, &stats).await;
+    healthy(&reporter, &trace).await;
     healthy(&reporter, &event).await;
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -111,6 +135,7 @@ pub async fn serve(manager: Arc<Manager>, listener: Listener) -> Result<(), Serv
         .add_service(controller)
         .add_service(worker)
         .add_service(stats)
+        .add_service(trace)
         .add_service(event)
         .serve_with_incoming(listener)
         .await?;

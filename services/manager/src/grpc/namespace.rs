@@ -96,7 +96,7 @@ impl NamespaceService for Api {
             view.made.objects.insert(object.clone(), now_ms());
             Ok(object)
         };
-        let edited = self.manager.edit(call, work).await.map_err(error::edit)?;
+        let edited = self.edit(call, work).await?;
         let namespace = shown(&edited.view, &edited.object)
             .ok_or_else(|| error::missing(&edited.object.to_string()))?;
         let mut response = Response::new(namespace);
@@ -112,7 +112,7 @@ impl NamespaceService for Api {
         let call = call("DeleteNamespace", &request, &request.request_id, request.validate_only)?;
         let object = namespace_named(&request.name)?;
         let audited = Audited(object.to_string());
-        let work = |view: &mut View| {
+        let work = move |view: &mut View| {
             if request.allow_missing && !object.is_in(&view.desired.config) {
                 return Ok(object);
             }
@@ -129,7 +129,7 @@ impl NamespaceService for Api {
             view.made.objects.remove(&object);
             Ok(object)
         };
-        self.manager.edit(call, work).await.map_err(error::edit)?;
+        self.edit(call, work).await?;
         let mut response = Response::new(());
         response.extensions_mut().insert(audited);
         Ok(response)

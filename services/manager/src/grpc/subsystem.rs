@@ -69,7 +69,7 @@ impl SubsystemService for Api {
             view.made.objects.insert(object.clone(), now_ms());
             Ok(object)
         };
-        let edited = self.manager.edit(call, work).await.map_err(error::edit)?;
+        let edited = self.edit(call, work).await?;
         let subsystem = shown(&edited.view, &edited.object)
             .ok_or_else(|| error::missing(&edited.object.to_string()))?;
         let mut response = Response::new(subsystem);
@@ -85,7 +85,7 @@ impl SubsystemService for Api {
         let call = call("DeleteSubsystem", &request, &request.request_id, request.validate_only)?;
         let object = subsystem_named("name", &request.name)?;
         let audited = Audited(object.to_string());
-        let work = |view: &mut View| {
+        let work = move |view: &mut View| {
             if request.allow_missing && !object.is_in(&view.desired.config) {
                 return Ok(object);
             }
@@ -95,7 +95,7 @@ impl SubsystemService for Api {
             remove(view, &object, request.force)?;
             Ok(object)
         };
-        self.manager.edit(call, work).await.map_err(error::edit)?;
+        self.edit(call, work).await?;
         let mut response = Response::new(());
         response.extensions_mut().insert(audited);
         Ok(response)

@@ -3,12 +3,14 @@
 use super::guard::Audited;
 use super::request::{absent, call, changeable, common, compare_etag, etag, named};
 use super::{Api, error, page, time};
-use crate::manager::edit::{EditError, now_ms};
+use crate::manager::edit::{EditError, Edited, now_ms};
 use crate::object::Object;
+use crate::peer::Peer;
 use crate::view::View;
 use prost_types::FieldMask;
-use service::config::{Bdev, Channel, Driver};
+use service::config::{Bdev, Channel, Driver, Kind};
 use std::time::Duration;
+use tokio::task::JoinSet;
 use tonic::{Request, Response, Status};
 use vireo_api::v1::volume_service_server::VolumeService;
 use vireo_api::v1::{
@@ -16,7 +18,10 @@ use vireo_api::v1::{
     ListVolumesResponse, MallocVolume, NullVolume, NvmeVolume, UpdateVolumeRequest, Volume,
     VolumeChannel, volume,
 };
+use vireo_proto::handoff::{DescribeBdev, reply, request};
 
+/// How long a backend may take to tell how large a volume is.
+const TIMEOUT: Duration = Duration::from_secs(2);
 const PATTERN: &str = "volumes/{volume}";
 /// What a caller can give.
 const FIELDS: [&str; 8] =
@@ -30,7 +35,9 @@ impl VolumeService for Api {
     ) -> Result<Response<Volume>, Status> {
         let object = volume_named(&request.into_inner().name)?;
         let volume = shown(&self.manager.view(), &object);
-        volume.map(Response::new).ok_or_else(|| error::missing(&object.to_string()))
+        let mut volume = volume.ok_or_else(|| error::missing(&object.to_string()))?;
+        self.fill_capacities(std::slice::from_mut(&mut volume)).await;
+        Ok(Response::new(volume))
     }
 
     async fn list_volumes(
@@ -41,8 +48,9 @@ impl VolumeService for Api {
         let view = self.manager.view();
         let volumes = view.desired.config.bdevs.iter();
         let volumes = volumes.map(|bdev| (bdev.name.clone(), volume(&view, bdev))).collect();
-        let (volumes, next_page_token) =
+        let (mut volumes, next_page_token) =
             page::page(volumes, request.page_size, &request.page_token)?;
+        self.fill_capacities(&mut volumes).await;
         Ok(Response::new(ListVolumesResponse { volumes, next_page_token }))
     }
 
@@ -65,8 +73,8 @@ impl VolumeService for Api {
             view.made.objects.insert(object.clone(), now_ms());
             Ok(object)
         };
-        let edited = self.manager.edit(call, work).await.map_err(error::edit)?;
-        answer(&edited.view, &edited.object)
+        let edited = self.edit(call, work).await?;
+        self.volume_answer(&edited).await
     }
 
     async fn update_volume(
@@ -78,7 +86,7 @@ impl VolumeService for Api {
         let wanted = request.volume.ok_or_else(|| error::invalid("volume", "is missing"))?;
         let object = volume_named_in("volume.name", &wanted.name)?;
         let mask = fields(request.update_mask.as_ref(), &wanted)?;
-        let work = |view: &mut View| {
+        let work = move |view: &mut View| {
             changeable(view, &object)?;
             let now = shown(view, &object).ok_or(EditError::Missing(object.clone()))?;
             compare_etag(&object, &wanted.etag, &now.etag)?;
@@ -92,8 +100,8 @@ impl VolumeService for Api {
             }
             Ok(object)
         };
-        let edited = self.manager.edit(call, work).await.map_err(error::edit)?;
-        answer(&edited.view, &edited.object)
+        let edited = self.edit(call, work).await?;
+        self.volume_answer(&edited).await
     }
 
     async fn delete_volume(
@@ -104,7 +112,7 @@ impl VolumeService for Api {
         let call = call("DeleteVolume", &request, &request.request_id, request.validate_only)?;
         let object = volume_named(&request.name)?;
         let audited = Audited(object.to_string());
-        let work = |view: &mut View| {
+        let work = move |view: &mut View| {
             if request.allow_missing && !object.is_in(&view.desired.config) {
                 return Ok(object);
             }
@@ -125,7 +133,7 @@ impl VolumeService for Api {
             view.made.objects.remove(&object);
             Ok(object)
         };
-        self.manager.edit(call, work).await.map_err(error::edit)?;
+        self.edit(call, work).await?;
         let mut response = Response::new(());
         response.extensions_mut().insert(audited);
         Ok(response)
@@ -144,11 +152,39 @@ fn volume_named_in(field: &str, name: &str) -> Result<Object, Status> {
     named(field, name, PATTERN, |object| matches!(object, Object::Volume(_)))
 }
 
-fn answer(view: &View, object: &Object) -> Result<Response<Volume>, Status> {
-    let volume = shown(view, object).ok_or_else(|| error::missing(&object.to_string()))?;
-    let mut response = Response::new(volume);
-    response.extensions_mut().insert(Audited(object.to_string()));
-    Ok(response)
+impl Api {
+    async fn volume_answer(&self, edited: &Edited) -> Result<Response<Volume>, Status> {
+        let name = edited.object.to_string();
+        let volume = shown(&edited.view, &edited.object);
+        let mut volume = volume.ok_or_else(|| error::missing(&name))?;
+        self.fill_capacities(std::slice::from_mut(&mut volume)).await;
+        let mut response = Response::new(volume);
+        response.extensions_mut().insert(Audited(name));
+        Ok(response)
+    }
+
+    /// Asks backends how large volumes are, all at the same time.
+    async fn fill_capacities(&self, volumes: &mut [Volume]) {
+        let mut asked = JoinSet::new();
+        for (index, volume) in volumes.iter().enumerate() {
+            let mut backends = self.manager.peers().iter().filter(|p| p.kind == Kind::Backend);
+            let backend = backends.find(|peer| peer.name == volume.backend);
+            let Some(session) = backend.and_then(Peer::session) else { continue };
+            let bdev = volume.name.trim_start_matches("volumes/").to_owned();
+            asked.spawn(async move {
+                let body = request::Body::DescribeBdev(DescribeBdev { bdev });
+                let answer = session.call_within(TIMEOUT, body, &[]).await;
+                (index, answer.map(|answer| answer.body))
+            });
+        }
+        while let Some(answer) = asked.join_next().await {
+            if let Ok((index, Ok(reply::Body::BdevInfo(info)))) = answer
+                && let Some(volume) = volumes.get_mut(index)
+            {
+                volume.capacity_bytes = info.size_bytes;
+            }
+        }
+    }
 }
 
 fn shown(view: &View, object: &Object) -> Option<Volume> {

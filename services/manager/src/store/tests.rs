@@ -120,3 +120,14 @@ fn a_newer_version_is_refused_whatever_else_it_says() {
     assert!(error.to_string().contains("start the version that wrote it"), "{error}");
     assert_eq!(fs::read_to_string(&path).unwrap(), text);
 }
+
+#[test]
+fn a_state_of_before_the_api_is_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(FILE);
+    let text = r#"{"version":1,"subsystems":[{"name":"s","nqn":"a"}],"namespaces":[]}"#;
+    fs::write(&path, text).unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    assert_eq!(store.state().identities.subsystems["s"], "a");
+    assert_eq!(store.state().made, Made::default());
+}

@@ -4,6 +4,7 @@
 use crate::support::{BOUND, Host, Managed, connect, told};
 use crate::volumes::{create, malloc};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
+use service::config::{Api, Tls};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -13,6 +14,7 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity
 use tonic::{Code, Status};
 use vireo_api::v1::volume_service_client::VolumeServiceClient;
 use vireo_api::v1::{CreateVolumeRequest, ListVolumesRequest};
+use vireo_manager::grpc::listen::{ListenError, Listener};
 
 /// The socket for [`call_as_this_user`].
 const SOCKET: &str = "VIREO_TEST_API_SOCKET";
@@ -122,10 +124,7 @@ async fn users_have_the_roles_that_are_configured() {
     let audit = log.audit();
     let refused: Vec<&str> = audit
         .iter()
-        .filter(|line| {
-            line["message"].as_str().is_some_and(|m| m.starts_with("refused"))
-                || line["code"] == "PermissionDenied"
-        })
+        .filter(|line| line["message"] == "refused" && line["code"] == "PermissionDenied")
         .filter_map(|line| line["caller"].as_str())
         .collect();
     assert_eq!(refused.len(), 3, "{audit:?}");
@@ -148,7 +147,11 @@ async fn what_is_changed_and_what_is_refused_is_written_down() {
     assert_eq!(lines[0]["object"], "volumes/v1");
     assert_eq!(lines[0]["method"], "/vireo.v1.VolumeService/CreateVolume");
     assert!(lines[0]["caller"].as_str().unwrap().starts_with("uid "), "{lines:?}");
-    assert_eq!(lines[1]["code"], "AlreadyExists");
+    assert_eq!(
+        (&lines[1]["code"], &lines[1]["message"]),
+        (&"AlreadyExists".into(), &"refused".into())
+    );
+    assert!(lines[1]["reason"].as_str().unwrap().contains("volumes/v1"), "{lines:?}");
 }
 
 #[tokio::test]
@@ -279,4 +282,31 @@ async fn who_has_no_valid_certificate_does_not_come_in() {
     }
     // The Unix socket is where it was.
     assert_eq!(codes(&both(connect(&host.path("api.sock")).await).await), [Code::Ok, Code::Ok]);
+}
+
+#[tokio::test]
+async fn what_cannot_be_served_is_named_with_its_key_and_costs_nobody_a_file() {
+    let host = Host::start();
+    let authority = Authority::new();
+    let (managed, _) = over_tcp(&host, &authority).await;
+    let api = managed.manager.config().api;
+    let taken = Listener::bind(&api).await.unwrap_err();
+    assert!(matches!(taken, ListenError::InUse { .. }) && !taken.is_lasting(), "{taken}");
+    managed.kill().await;
+    let file = host.path("somebodys.file");
+    std::fs::write(&file, "precious").unwrap();
+    let error = Listener::bind(&Api { socket: file.clone(), ..api.clone() }).await.unwrap_err();
+    assert!(matches!(error, ListenError::Unix { .. }), "{error}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "precious");
+    let tls = api.tls.clone().unwrap();
+    let cases = [
+        (Tls { key: file.clone(), ..tls.clone() }, "api.key"),
+        (Tls { certificate: file.clone(), ..tls.clone() }, "api.certificate"),
+        (Tls { client_ca: file, ..tls.clone() }, "api.client_ca"),
+        (Tls { key: host.path("ca.pem"), ..tls }, "api.key"),
+    ];
+    for (tls, key) in cases {
+        let error = Listener::bind(&Api { tls: Some(tls), ..api.clone() }).await.unwrap_err();
+        assert!(error.is_lasting() && error.to_string().contains(key), "{error}");
+    }
 }

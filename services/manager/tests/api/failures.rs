@@ -1,10 +1,14 @@
 //! Processes that refuse, or are away.
 
-use crate::support::{Host, told, until};
+use crate::support::{BOUND, Host, told, until};
 use crate::targets::{controller, namespace, subsystem};
 use crate::volumes::{create, delete, malloc};
+use std::time::Duration;
 use tonic::Code;
-use vireo_api::v1::{CreateVolumeRequest, GetVolumeRequest, State, UpdateVolumeRequest, Volume};
+use vireo_api::v1::{
+    CreateVolumeRequest, EventKind, GetVolumeRequest, State, UpdateVolumeRequest, Volume,
+    WatchEventsRequest,
+};
 
 fn get(id: &str) -> GetVolumeRequest {
     GetVolumeRequest { name: format!("volumes/{id}") }
@@ -79,4 +83,22 @@ async fn what_waits_for_a_process_that_is_away_is_made_when_it_comes() {
     until("the backend serves it", || host.backend.served.lock().unwrap().len() == 2).await;
     assert_eq!(volumes.get_volume(get("v1")).await.unwrap().into_inner().state(), State::Ready);
     volumes.delete_volume(delete("v1")).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_has_begun_is_finished_though_the_caller_leaves() {
+    let host = Host::start();
+    let managed = host.reached().await;
+    let request = WatchEventsRequest { names: vec!["volumes/v1".into()], ..Default::default() };
+    let mut events = managed.events().watch_events(request).await.unwrap().into_inner();
+    *host.backend.delay.lock().unwrap() = Duration::from_secs(1);
+    let mut volumes = managed.volumes();
+    let call =
+        tokio::spawn(async move { volumes.create_volume(create("v1", malloc(1 << 20))).await });
+    until("it is wanted", || host.state().contains("volumes/v1")).await;
+    call.abort();
+    call.await.unwrap_err();
+    let event = tokio::time::timeout(BOUND, events.message()).await.expect("it is told");
+    assert_eq!(event.unwrap().unwrap().event.unwrap().kind(), EventKind::Created);
+    assert_eq!(*host.backend.served.lock().unwrap(), ["mem0 67108864", "v1 1048576"]);
 }

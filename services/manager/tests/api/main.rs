@@ -9,5 +9,6 @@ mod killed;
 mod standard;
 mod support;
 mod targets;
+mod traces;
 mod volumes;
 mod watch;

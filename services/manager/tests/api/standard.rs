@@ -9,13 +9,14 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_reflection::pb::{v1, v1alpha};
 
-const SERVICES: [&str; 8] = [
+const SERVICES: [&str; 9] = [
     "vireo.v1.ControllerService",
     "vireo.v1.EventService",
     "vireo.v1.NamespaceService",
     "vireo.v1.StatsService",
     "vireo.v1.SubsystemService",
     "vireo.v1.TargetService",
+    "vireo.v1.TraceService",
     "vireo.v1.VolumeService",
     "vireo.v1.WorkerService",
 ];

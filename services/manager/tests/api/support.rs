@@ -1,7 +1,10 @@
 //! A manager with its API, and processes that only note what they are told.
 
+use ipc::layout::telemetry::TelemetryLayout;
+use ipc::segment::Segment;
 use service::config::{Config, Kind};
 use service::control::{Answer, Handler, Incoming, Server};
+use service::observe::Observed;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,6 +18,7 @@ use vireo_api::v1::namespace_service_client::NamespaceServiceClient;
 use vireo_api::v1::stats_service_client::StatsServiceClient;
 use vireo_api::v1::subsystem_service_client::SubsystemServiceClient;
 use vireo_api::v1::target_service_client::TargetServiceClient;
+use vireo_api::v1::trace_service_client::TraceServiceClient;
 use vireo_api::v1::volume_service_client::VolumeServiceClient;
 use vireo_api::v1::worker_service_client::WorkerServiceClient;
 use vireo_manager::grpc;
@@ -23,7 +27,7 @@ use vireo_manager::manager::Manager;
 use vireo_manager::store::file_system::{Disk, FileSystem};
 use vireo_proto::Failure;
 use vireo_proto::handoff::{
-    ApplyFailure, ApplyResult, EndpointReport, ProcessStatus, StatusItem, reply, request,
+    ApplyFailure, ApplyResult, BdevInfo, EndpointReport, ProcessStatus, StatusItem, reply, request,
 };
 
 /// How long anything may take that has to happen.
@@ -62,6 +66,8 @@ pub struct Fake {
     pub failures: Mutex<BTreeMap<String, String>>,
     /// What it tells of its endpoints.
     pub reports: Mutex<BTreeMap<String, EndpointReport>>,
+    /// How long it takes to apply something.
+    pub delay: Mutex<Duration>,
     /// How often it was asked how it is.
     pub asked: AtomicU64,
 }
@@ -116,6 +122,8 @@ impl Handler for Fake {
     async fn handle(&self, request: Incoming) -> Result<Answer, Failure> {
         match request.body {
             request::Body::ApplyBdevs(wanted) if self.kind == "backend" => {
+                let delay = *self.delay.lock().unwrap();
+                tokio::time::sleep(delay).await;
                 let bdevs = wanted.bdevs.into_iter();
                 let line = |b: &vireo_proto::handoff::Bdev| format!("{} {}", b.name, b.size_bytes);
                 Ok(self.apply(bdevs.map(|b| (format!("bdev {}", b.name), line(&b))).collect()))
@@ -136,6 +144,17 @@ impl Handler for Fake {
                     .iter()
                     .map(|e| (format!("endpoint {}", e.name), e.name.clone()));
                 Ok(self.apply(namespaces.chain(endpoints).collect()))
+            }
+            request::Body::DescribeBdev(wanted) if self.kind == "backend" => {
+                let served = self.served.lock().unwrap();
+                let mut sizes = served.iter().filter_map(|line| line.split_once(' '));
+                let size = sizes.find(|(name, _)| *name == wanted.bdev).map(|(_, size)| size);
+                let size = size.ok_or_else(|| Failure::not_found("no such bdev"))?;
+                let size_bytes = size.parse().unwrap();
+                Ok(Answer::new(reply::Body::BdevInfo(BdevInfo {
+                    size_bytes,
+                    ..Default::default()
+                })))
             }
             request::Body::GetStatus(_) => {
                 // Relaxed: only the number counts.
@@ -163,6 +182,8 @@ pub struct Host {
     running: BTreeMap<String, JoinHandle<()>>,
     pub backend: Arc<Fake>,
     pub frontend: Arc<Fake>,
+    /// What the worker tells of itself.
+    pub telemetry: Arc<Segment<TelemetryLayout>>,
 }
 
 impl Host {
@@ -179,11 +200,17 @@ impl Host {
             running: BTreeMap::new(),
             backend: Arc::clone(&backend),
             frontend: Arc::clone(&frontend),
+            telemetry: Arc::new(Segment::create("vireo-telemetry", 1).unwrap()),
         };
         host.write(&[]);
-        for fake in [backend, worker, frontend] {
+        for fake in [backend, frontend] {
             host.run(fake);
         }
+        let worker = Observed::new(worker, "worker", "w0")
+            .with_segment(Arc::clone(&host.telemetry))
+            .with_policy(|_| {});
+        let server = Server::bind(&host.path("worker-w0.sock")).unwrap();
+        host.running.insert("w0".into(), tokio::spawn(server.serve(Arc::new(worker))));
         host
     }
 
@@ -309,6 +336,10 @@ impl Managed {
 
     pub fn stats(&self) -> StatsServiceClient<Channel> {
         StatsServiceClient::new(self.channel.clone())
+    }
+
+    pub fn traces(&self) -> TraceServiceClient<Channel> {
+        TraceServiceClient::new(self.channel.clone())
     }
 
     pub fn events(&self) -> EventServiceClient<Channel> {

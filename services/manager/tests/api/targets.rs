@@ -308,3 +308,26 @@ async fn a_reload_keeps_what_was_made_and_is_refused_where_both_speak_of_one_thi
     assert!(status.message().contains("bdev[0].size"), "{status:?}");
     assert_eq!(*host.backend.served.lock().unwrap(), ["mem0 67108864", "v2 1048576", "v1 1048576"]);
 }
+
+#[tokio::test]
+async fn a_file_that_speaks_of_what_was_made_while_no_manager_ran_is_not_served_and_told() {
+    let host = Host::start();
+    let managed = host.reached().await;
+    managed.volumes().create_volume(create("v1", malloc(1 << 20))).await.unwrap();
+    managed.kill().await;
+    let bdev = "[[bdev]]\nname = \"v1\"\ndriver = \"null\"\nsize = \"1GiB\"\n[[subsystem]]";
+    host.write(&[("[[subsystem]]", bdev)]);
+    let managed = host.reached().await;
+    assert_eq!(*host.backend.served.lock().unwrap(), ["mem0 67108864", "v1 1048576"]);
+    let target = GetTargetRequest { name: "target".into() };
+    let shown = managed.target().get_target(target.clone()).await.unwrap().into_inner();
+    assert!(!shown.ready && shown.failures.len() == 1, "{shown:?}");
+    assert!(shown.failures[0].contains("volumes/v1 was made through the API"), "{shown:?}");
+    // What the message advises helps.
+    managed.volumes().delete_volume(delete("v1")).await.unwrap();
+    managed.reached().await;
+    let reload = ReloadTargetRequest { name: "target".into(), validate_only: false };
+    managed.target().reload_target(reload).await.unwrap();
+    assert_eq!(*host.backend.served.lock().unwrap(), ["mem0 67108864", "v1 1073741824"]);
+    assert!(managed.target().get_target(target).await.unwrap().into_inner().ready);
+}

@@ -46,6 +46,7 @@ async fn a_volume_is_made_shown_grown_and_deleted_while_all_runs() {
     let update = UpdateVolumeRequest { volume: Some(wanted), ..Default::default() };
     let grown = volumes.update_volume(update).await.unwrap().into_inner();
     assert_eq!((grown.size_bytes, grown.state()), (2 << 20, State::Ready));
+    assert_eq!((made.capacity_bytes, grown.capacity_bytes), (1 << 20, 2 << 20));
     assert_ne!(grown.etag, made.etag);
     assert_eq!(*host.backend.served.lock().unwrap(), ["mem0 67108864", "v1 2097152"]);
 
@@ -201,6 +202,7 @@ async fn validate_only_says_what_would_be_and_changes_nothing() {
     };
     let would_be = volumes.create_volume(request).await.unwrap().into_inner();
     assert_eq!((would_be.name.as_str(), would_be.state()), ("volumes/v1", State::Reconciling));
+    assert_eq!(would_be.capacity_bytes, 0, "no backend has it");
     assert_eq!(volumes.get_volume(get("v1")).await.unwrap_err().code(), Code::NotFound);
     assert_eq!(host.state(), state);
     let wrong = CreateVolumeRequest { validate_only: true, ..create("v1", malloc(1)) };
