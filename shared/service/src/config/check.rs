@@ -56,7 +56,8 @@ fn bdevs(config: &Config, notes: &Notes) {
         let key = |key: &str| format!("bdev[{index}].{key}");
         let backends = config.backends.iter().map(|backend| backend.name.as_str());
         reference(key("backend"), "backend", &bdev.backend, backends, notes);
-        let block = u64::from(bdev.block_size);
+        // 0 is a drive's own, which any size may be a multiple of.
+        let block = u64::from(bdev.block_size).max(1);
         if let Driver::Nvme { target, .. } = &bdev.driver
             && let Some(first) = super::drive::owner(&config.bdevs[..index], target)
         {
