@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 use service::config::{Bdev, Config, Driver, Kind, MANAGER};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::net::IpAddr;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
@@ -89,14 +90,21 @@ fn unit(kind: Kind, name: &str) -> String {
     format!("vireo-{kind}@{name}.service")
 }
 
-/// What a service's unit gets beside what it says itself; empty for one that needs nothing.
+/// What a unit gets beside what it says itself.
+#[derive(Debug, Default)]
+struct Settings {
+    writable: BTreeSet<PathBuf>,
+    devices: BTreeSet<PathBuf>,
+    vfio: bool,
+    lines: String,
+}
+
+/// The settings of one service, as lines of a unit; none for one that needs nothing.
 fn settings(config: &Config, nodes: &Nodes, kind: Kind, name: &str) -> anyhow::Result<String> {
-    let mut writable: BTreeSet<PathBuf> = BTreeSet::new();
-    let mut devices: BTreeSet<PathBuf> = BTreeSet::new();
-    let mut lines = String::new();
+    let mut settings = Settings::default();
     for (path, usual) in [(&config.runtime_dir, RUNTIME_DIR), (&config.state_dir, STATE_DIR)] {
         if !path.starts_with(usual) {
-            writable.insert(path.clone());
+            settings.writable.insert(path.clone());
         }
     }
     match kind {
@@ -104,7 +112,8 @@ fn settings(config: &Config, nodes: &Nodes, kind: Kind, name: &str) -> anyhow::R
             let core = config.worker(name).and_then(|worker| worker.core);
             if let Some((node, cores)) = core.and_then(|core| nodes.near(core)) {
                 // The poll thread pins itself to its core; its other threads stay on the node.
-                lines += &format!("CPUAffinity={cores}\nNUMAPolicy=preferred\nNUMAMask={node}\n");
+                settings.lines +=
+                    &format!("CPUAffinity={cores}\nNUMAPolicy=preferred\nNUMAMask={node}\n");
             }
         }
         Kind::Frontend => {
@@ -113,42 +122,79 @@ fn settings(config: &Config, nodes: &Nodes, kind: Kind, name: &str) -> anyhow::R
             let endpoints = config.endpoints.iter();
             let endpoints = endpoints.filter(|endpoint| ours.contains(endpoint.subsystem.as_str()));
             let elsewhere = endpoints.filter(|endpoint| !endpoint.path.starts_with(RUNTIME_DIR));
-            writable.extend(elsewhere.filter_map(|e| e.path.parent().map(Path::to_owned)));
+            let parents = elsewhere.filter_map(|e| e.path.parent().map(Path::to_owned));
+            settings.writable.extend(parents);
         }
         Kind::Backend => {
             let ours = config.bdevs.iter().filter(|bdev| bdev.backend == name);
-            files(ours, &mut writable, &mut devices);
+            ours.for_each(|bdev| settings.open(bdev));
         }
         // It looks at files before it has a backend open them.
-        Kind::Manager => files(config.bdevs.iter(), &mut writable, &mut devices),
+        Kind::Manager => config.bdevs.iter().for_each(|bdev| settings.open(bdev)),
     }
-    for path in &writable {
-        // One that is not there is told by the service, which says what to do.
-        lines += &format!("ReadWritePaths={}\n", quoted("-", path)?);
+    if kind != Kind::Manager
+        && let Some(collector) = &config.telemetry.otlp
+    {
+        settings.lines += &format!(
+            "PrivateNetwork=no\nRestrictAddressFamilies=AF_INET AF_INET6\nIPAddressAllow={}\n",
+            addresses(collector)
+        );
     }
-    if !devices.is_empty() {
-        // Debian gives block devices to this group; the list below says which of them can be opened.
-        lines += "PrivateDevices=no\nSupplementaryGroups=disk\n";
-    }
-    for path in &devices {
-        lines += &format!("DeviceAllow={} rw\n", quoted("", path)?);
-    }
-    Ok(lines)
+    settings.into_lines()
 }
 
-/// Where block devices' files are.
-fn files<'a>(
-    bdevs: impl Iterator<Item = &'a Bdev>,
-    writable: &mut BTreeSet<PathBuf>,
-    devices: &mut BTreeSet<PathBuf>,
-) {
-    for bdev in bdevs {
-        let Driver::File { path, read_only, .. } = &bdev.driver else { continue };
-        if path.starts_with("/dev") {
-            devices.insert(path.clone());
-        } else if !*read_only && !path.starts_with(STATE_DIR) {
-            writable.extend(path.parent().map(Path::to_owned));
+impl Settings {
+    /// Opens what a block device needs.
+    fn open(&mut self, bdev: &Bdev) {
+        match &bdev.driver {
+            Driver::File { path, .. } if path.starts_with("/dev") => {
+                self.devices.insert(path.clone());
+            }
+            Driver::File { path, read_only, .. } => {
+                if !*read_only && !path.starts_with(STATE_DIR) {
+                    self.writable.extend(path.parent().map(Path::to_owned));
+                }
+            }
+            Driver::Nvme { target, .. } => self.vfio |= target.starts_with("pcie:"),
+            Driver::Null { .. } | Driver::Malloc => {}
         }
+    }
+
+    fn into_lines(self) -> anyhow::Result<String> {
+        let mut lines = self.lines;
+        for path in &self.writable {
+            // One that is not there is told by the service, which says what to do.
+            lines += &format!("ReadWritePaths={}\n", quoted("-", path)?);
+        }
+        if self.vfio || !self.devices.is_empty() {
+            lines += "PrivateDevices=no\n";
+        }
+        if !self.devices.is_empty() {
+            // Debian gives block devices to this group; the list below says which of them can be opened.
+            lines += "SupplementaryGroups=disk\n";
+        }
+        for path in &self.devices {
+            lines += &format!("DeviceAllow={} rw\n", quoted("", path)?);
+        }
+        if self.vfio {
+            // Which group belongs to the drive is known only when it is bound; memory that a drive reaches is locked.
+            lines += "DeviceAllow=/dev/vfio/vfio rw\nDeviceAllow=char-vfio rw\n\
+                      LimitMEMLOCK=infinity\n";
+        }
+        Ok(lines)
+    }
+}
+
+/// Which addresses a collector, `http://HOST:PORT`, may have. A name is looked up by the service: any.
+fn addresses(collector: &str) -> &str {
+    let host = collector.strip_prefix("http://").unwrap_or(collector);
+    let host = host.split('/').next().unwrap_or_default();
+    let host = host.rsplit_once(':').map_or(host, |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    match host {
+        "localhost" => "localhost",
+        address if address.parse::<IpAddr>().is_ok() => address,
+        _ => "any",
     }
 }
 
@@ -245,6 +291,28 @@ path = "/srv/vms/vm1"
             drop_in(out.path(), "vireo-frontend@f0"),
             "[Service]\nReadWritePaths=\"-/srv/vms\"\n"
         );
+    }
+
+    #[test]
+    fn drives_and_collectors_are_reached() {
+        let out = tempfile::tempdir().unwrap();
+        let text = format!(
+            "{TEXT}[[bdev]]\nname = \"nvme\"\ndriver = \"nvme\"\ntarget = \"pcie:0000:01:00.0\"\n\
+             [telemetry]\notlp = \"http://[::1]:4317\"\n"
+        );
+        let config = Config::parse(&text, []).unwrap();
+        write(&config, &Nodes::default(), out.path()).unwrap();
+        let network =
+            "PrivateNetwork=no\nRestrictAddressFamilies=AF_INET AF_INET6\nIPAddressAllow=::1\n";
+        assert_eq!(drop_in(out.path(), "vireo-worker@w0"), format!("[Service]\n{network}"));
+        let backend = drop_in(out.path(), "vireo-backend@b0");
+        assert!(backend.contains("DeviceAllow=char-vfio rw\n"), "{backend}");
+        assert!(backend.contains("PrivateDevices=no\n"), "{backend}");
+        let manager = drop_in(out.path(), "vireo-manager");
+        assert!(!manager.contains("PrivateNetwork"), "it has the network anyway: {manager}");
+        assert_eq!(addresses("http://10.0.0.7:4317"), "10.0.0.7");
+        assert_eq!(addresses("http://localhost:4317"), "localhost");
+        assert_eq!(addresses("http://collector.example:4317/x"), "any");
     }
 
     #[test]
