@@ -161,6 +161,8 @@ fn processes_do_not_change() {
     refused(
         &[
             ("\"/run/vireo\"", "\"/run/v\""),
+            // What would lie in it otherwise.
+            ("[[worker]]", "[telemetry]\nmetrics = \"unix:/run/vireo/metrics.sock\"\n[[worker]]"),
             ("subsystem = \"s0\"", "subsystem = \"s0\"\npath = \"/run/vireo/vm0\""),
         ],
         "runtime_dir",
