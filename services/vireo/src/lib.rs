@@ -1,8 +1,9 @@
 //! What a person types: `vireo up` keeps a host's services running, `vireo check` looks at a configuration, `vireo reload`
-//! and `vireo status` talk to the manager; `vireo perf` and `vireo identify` drive a controller themselves.
+//! and `vireo status` talk to the manager, and so does [`admin`] with the verbs of its API; `vireo perf` and `vireo identify` drive a controller themselves.
 
 #![forbid(unsafe_code)]
 
+pub mod admin;
 pub mod client;
 pub mod generate;
 pub mod identify;

@@ -10,6 +10,7 @@ use service::shutdown::Shutdown;
 use service::start::{EXIT_CONFIGURATION, EXIT_FAILURE, refuse, set_limits};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use vireo::admin::{self, AdminCommand};
 use vireo::generate::{self, GenerateArguments};
 use vireo::identify::{self, IdentifyArguments};
 use vireo::perf::{self, PerfArguments};
@@ -60,6 +61,8 @@ enum Command {
     Perf(Box<PerfArguments>),
     /// Describe an NVMe controller, its namespaces, features and logs.
     Identify(Box<IdentifyArguments>),
+    #[command(flatten)]
+    Admin(AdminCommand),
     /// Make man pages, completions and units.
     #[command(hide = true)]
     Generate(GenerateArguments),
@@ -111,6 +114,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
+        Command::Admin(command) => admin::run(command).await,
         Command::Perf(arguments) => Ok(perf::run(&arguments)),
         Command::Identify(arguments) => Ok(identify::run(&arguments)),
         Command::Generate(arguments) => generate::run(&arguments, CommandLine::command()),
