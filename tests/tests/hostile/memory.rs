@@ -90,7 +90,9 @@ fn an_unmap_waits_for_what_touches_it_and_for_nothing_else() {
     assert!(!early || host.poll(0).is_none(), "the read is still in flight");
     stage.neighbour_goes_on();
     host.transport.unmap(used).unwrap();
-    assert!(begun.elapsed() >= Duration::from_millis(SLOW_MS), "the unmap waited for the read");
+    // The worker's clock is that of its last look at it, which on a busy machine was some time ago.
+    let read_took = Duration::from_millis(SLOW_MS * 9 / 10);
+    assert!(begun.elapsed() >= read_took, "the unmap waited for the read");
     assert!(host.poll(0).is_some(), "the read is complete before the unmap's reply");
     drop(host);
     stage.end();
