@@ -23,7 +23,7 @@ demo: tools-build ## A Linux guest on a Vireo drive, from nothing to a summary t
 	@deploy/demo/demo.sh
 
 .PHONY: test
-test: tools-build tools-package guest guest-systemd ## Every test: unit, property, whole targets, Linux guests, examples in the docs
+test: tools-build tools-buf tools-package guest guest-systemd ## Every test: unit, property, whole targets, Linux guests, examples in the docs
 	cargo build $(LOCKED) --workspace --bins
 	cargo test $(LOCKED) --workspace --no-fail-fast
 

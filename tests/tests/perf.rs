@@ -145,8 +145,8 @@ fn latency_at_depth_1_agrees_with_a_clock_outside() {
     // The start of a process takes longer at one time than at another: the best of five is what counts.
     for _ in 0..5 {
         let (short, long) = (run("300ms"), run("2s"));
-        // To the three digits that are told apart.
-        assert!(short.2 >= 0.999e6 && long.2 >= 0.999e6, "faster than the device: {}", long.2);
+        // The worker's clock is that of its last look at it, so its millisecond may have begun a little before.
+        assert!(short.2 >= 0.95e6 && long.2 >= 0.95e6, "faster than the device: {}", long.2);
         let (said, took) = (long.0 - short.0, long.1 - short.1);
         worst = f64::min(worst, (said / took - 1.0).abs());
         if worst < 0.05 {
@@ -166,7 +166,7 @@ fn latency_at_depth_1_is_what_the_device_was_told_to_take() {
         let report = vireo(perf("T --depth 1 --time 500ms -o json", &endpoint)).success();
         let report: Value = serde_json::from_str(&report).expect("JSON");
         let median = number(&report, "/runs/0/all/latency_ns/p50");
-        assert!(median >= 0.999e7, "faster than the device: {median} ns");
+        assert!(median >= 0.99e7, "faster than the device: {median} ns");
         if median < 1.05e7 {
             return;
         }
@@ -447,8 +447,9 @@ fn a_target_that_dies_ends_the_run_soon() {
 
 #[test]
 fn a_target_that_hangs_ends_the_run_soon() {
-    // The worker: I/Os do not end, and the controller cannot be reset. The frontend: I/Os go on, nothing else does.
-    for (process, line, status) in [("w0", "--time 60s", 1), ("f0", "--time 2s", 0)] {
+    // The worker: I/Os do not end, and the controller cannot be reset. The frontend: I/Os go on, nothing else does; only
+    // if a disk is so slow that the controller is asked how it is, nobody answers.
+    for (process, line, statuses) in [("w0", "--time 60s", [1, 1]), ("f0", "--time 2s", [0, 1])] {
         let (target, run) = in_the_middle(line);
         let pid = target.pid(process);
         kill(pid, Signal::SIGSTOP).expect("stop a process of our own");
@@ -458,7 +459,8 @@ fn a_target_that_hangs_ends_the_run_soon() {
         kill(pid, Signal::SIGCONT).expect("let it go on");
         // An I/O's time-out of 2 s, its half, and three quarters of it; or the run's own 2 s and what closing may take.
         assert!(took < Duration::from_secs(9), "{process}: {took:?}");
-        assert_eq!(ended.output.status.code(), Some(status), "{process}: {}", ended.stderr());
+        let status = ended.output.status.code().expect("it ends by itself");
+        assert!(statuses.contains(&status), "{process}: {status}: {}", ended.stderr());
         if status == 1 {
             assert!(ended.stderr().contains("hangs"), "{}", ended.stderr());
             assert_eq!(ended.stderr().lines().count(), 1, "{}", ended.stderr());
