@@ -64,7 +64,10 @@ fn a_drive_is_made_used_grown_and_taken_away() {
     assert_eq!(namespaces.as_array().map(Vec::len), Some(2), "{namespaces}");
 
     assert!(refused(&target, &["volume", "delete", "data"]).contains("s1"), "it is in use");
-    assert!(refused(&target, &["subsystem", "delete", "s1"]).contains("s1/namespaces/1"), "so is this");
+    assert!(
+        refused(&target, &["subsystem", "delete", "s1"]).contains("s1/namespaces/1"),
+        "so is this"
+    );
     ok(&target, &["controller", "delete", "vm1"]);
     ok(&target, &["namespace", "delete", "s1/1"]);
     ok(&target, &["subsystem", "delete", "s1"]);

@@ -92,9 +92,8 @@ async fn a_request_carries_the_trace_of_the_one_in_hand() {
     let (_fake, _server) = start(&socket(&directory), 1);
     let session = Session::connect(&socket(&directory), "test-t").unwrap();
     let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".to_owned();
-    let answer = telemetry::spans::within(trace.parse().ok(), session.call(status(), &[]))
-        .await
-        .unwrap();
+    let answer =
+        telemetry::spans::within(trace.parse().ok(), session.call(status(), &[])).await.unwrap();
     let reply::Body::ProcessStatus(status) = answer.body else { panic!("{answer:?}") };
     assert_eq!(status.message, trace);
 }
