@@ -206,7 +206,7 @@ async fn a_peer_that_cannot_be_followed_is_closed_long_before_it_is_gone() {
 #[tokio::test]
 async fn a_socket_of_the_keepers_is_served_where_it_is_the_right_one() {
     let directory = tempfile::tempdir().unwrap();
-    let keepers = ipc::handoff::Listener::bind(&socket(&directory)).unwrap();
+    let keepers = ipc::handoff::Listener::bind(socket(&directory)).unwrap();
     let pass = |name: &str| vec![(name.to_owned(), keepers.as_fd().try_clone_to_owned().unwrap())];
     // Asked before anybody serves: answered all the same.
     let session = Session::connect(&socket(&directory), "test-t").unwrap();
