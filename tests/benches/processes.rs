@@ -97,7 +97,7 @@ fn target(memory: bool) -> Target {
             let nsid = namespaces.matches("nsid").count() + 1;
             tables += &format!(
                 "[[bdev]]\nname = \"{driver}-{channel}\"\ndriver = \"{driver}\"\n\
-                 size = \"{DEVICE}\"\nchannel = \"{channel}\"\n"
+                 size = {DEVICE}\nchannel = \"{channel}\"\n"
             );
             namespaces +=
                 &format!("[[subsystem.namespace]]\nnsid = {nsid}\nbdev = \"{driver}-{channel}\"\n");
