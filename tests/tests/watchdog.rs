@@ -1,12 +1,12 @@
-//! The process itself under a keeper that wants to hear of it.
+//! Processes under a keeper that wants to hear of them.
 
 use ipc::fd_store::{Launched, NotifySocket, launch, signal};
 use nix::sys::signal::Signal;
 use nix::sys::wait::waitpid;
 use std::ffi::OsStr;
 use std::os::fd::AsFd;
-use std::path::Path;
 use std::time::{Duration, Instant};
+use vireo_tests::target::program;
 
 const CONFIGURATION: &str = r#"
 [[worker]]
@@ -42,7 +42,17 @@ fn fed(socket: &NotifySocket, times: usize) -> Duration {
 }
 
 #[test]
-fn watchdog_is_fed_as_often_as_its_keeper_asks() {
+fn a_workers_watchdog_is_fed_as_often_as_its_keeper_asks() {
+    is_fed_as_often_as_its_keeper_asks("vireo-worker", "w0");
+}
+
+#[test]
+fn a_backends_watchdog_is_fed_as_often_as_its_keeper_asks() {
+    is_fed_as_often_as_its_keeper_asks("vireo-backend", "b0");
+}
+
+#[track_caller]
+fn is_fed_as_often_as_its_keeper_asks(service: &str, name: &str) {
     let directory = tempfile::tempdir().unwrap();
     let (at, notify) = (directory.path(), directory.path().join("notify"));
     let place = at.display();
@@ -50,13 +60,13 @@ fn watchdog_is_fed_as_often_as_its_keeper_asks() {
     let file = at.join("vireo.toml");
     std::fs::write(&file, text).unwrap();
     let socket = NotifySocket::bind(&notify).unwrap();
-    let program = Path::new(env!("CARGO_BIN_EXE_vireo-backend"));
+    let program = program(service);
     let arguments =
-        [OsStr::new("--config"), file.as_os_str(), OsStr::new("--name"), OsStr::new("b0")];
+        [OsStr::new("--config"), file.as_os_str(), OsStr::new("--name"), OsStr::new(name)];
     // A second.
     let variables =
         [("NOTIFY_SOCKET", notify.as_os_str()), ("WATCHDOG_USEC", OsStr::new("1000000"))];
-    let _running = Running(launch(program, &arguments, &variables, std::iter::empty()).unwrap());
+    let _running = Running(launch(&program, &arguments, &variables, std::iter::empty()).unwrap());
     fed(&socket, 1);
     let five = fed(&socket, 5);
     assert!(five >= Duration::from_millis(500), "fed five times within {five:?}: not as asked");
