@@ -5,6 +5,7 @@ use super::control::{Ask, Attachment, Told};
 use super::drive::Drive;
 use super::job::{Job, Next, Workshop};
 use super::memory::{Memory, Place, key};
+use super::places::{PlaceInUse, Reason, State, uses};
 use super::status;
 use crate::channel::Submitted;
 use crate::error::ErrorKind;
@@ -24,43 +25,11 @@ const AGE_INTERVAL: u64 = 250_000_000;
 /// How often a request's commands are sent again.
 const RETRIES: u8 = 4;
 
-/// What a place is at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    Free,
-    /// Its command is with the drive since then.
-    Sent {
-        at: u64,
-        aborted: bool,
-    },
-    Waiting(Reason),
-    /// A request that excludes it is under way.
-    Blocked,
-}
-
-/// What a request waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reason {
-    /// Its memory to be registered.
-    Memory,
-    /// A buffer.
-    Buffer,
-    /// The queue to be made again.
-    Queue,
-    /// A time.
-    Until(u64),
-}
-
 enum Link {
     Up(Box<BareQueue>),
     /// With the control thread, which makes it again.
     Renewing,
     Lost,
-}
-
-struct PlaceInUse {
-    job: Job,
-    state: State,
 }
 
 /// The requests of a drive.
@@ -492,10 +461,4 @@ impl Engine {
             self.outbox.push_back(Ask::Reset);
         }
     }
-}
-
-/// Whether a request uses the region of this key.
-fn uses(places: &[PlaceInUse], wanted: usize) -> bool {
-    let mut pieces = places.iter().flat_map(|place| place.job.pieces());
-    pieces.any(|piece| key(&piece.region) == wanted)
 }

@@ -15,6 +15,7 @@ mod drive;
 mod engine;
 mod job;
 mod memory;
+mod places;
 mod plan;
 mod status;
 

@@ -1,0 +1,43 @@
+//! Places of requests under way: what each holds, and what it is at.
+
+use super::job::Job;
+use super::memory::key;
+
+/// What a place is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    Free,
+    /// Its command is with the drive since then.
+    Sent {
+        at: u64,
+        aborted: bool,
+    },
+    Waiting(Reason),
+    /// A request that excludes it is under way.
+    Blocked,
+}
+
+/// What a request waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reason {
+    /// Its memory to be registered.
+    Memory,
+    /// A buffer.
+    Buffer,
+    /// The queue to be made again.
+    Queue,
+    /// A time.
+    Until(u64),
+}
+
+/// A request under way.
+pub(super) struct PlaceInUse {
+    pub(super) job: Job,
+    pub(super) state: State,
+}
+
+/// Whether a request uses the region of this key.
+pub(super) fn uses(places: &[PlaceInUse], wanted: usize) -> bool {
+    let mut pieces = places.iter().flat_map(|place| place.job.pieces());
+    pieces.any(|piece| key(&piece.region) == wanted)
+}
