@@ -77,6 +77,7 @@ bench: tools-build tools-valgrind ## Speed, as a table of ratios to the floor me
 	cargo build $(LOCKED) --release --workspace --bins
 	cargo bench $(LOCKED) -p vireo-tests
 	cargo bench $(LOCKED) -p nvme-driver --bench cost
+	cargo test $(LOCKED) --release -p ipc --lib -- --ignored --nocapture
 	bash shared/nvme-driver/benches/instructions.sh
 
 .PHONY: bench-guest
@@ -88,6 +89,7 @@ bench-guest: tools-build guest ## One drive in a guest: the kernel's driver unde
 chaos: tools-build guest ## Deaths, resets and hostile clients: VIREO_SEEDS (20000) seeds, processes killed CHAOS_ROUNDS (20) times over
 	cargo build $(LOCKED) --release --workspace --bins
 	VIREO_SEEDS=$(or $(VIREO_SEEDS),20000) cargo test $(LOCKED) --release -p vireo-tests --test simulation
+	cargo test $(LOCKED) --release -p ipc --test journal_kill -- --ignored
 	for round in $$(seq $(or $(CHAOS_ROUNDS),20)); do \
 		cargo test $(LOCKED) --release -p vireo-tests --test processes --test hostile; \
 	done
