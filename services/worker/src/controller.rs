@@ -27,7 +27,7 @@ use bdev::channel::AnyChannel;
 use bdev::request::Outcome;
 use ipc::doorbell::DoorbellPage;
 use ipc::event::EventFd;
-use ipc::guest_memory::{GuestMemory, Region, RegionId};
+use ipc::guest_memory::{GuestMemory, Line, Region, RegionId};
 use ipc::layout::controller::{ControllerLayout, ControllerState};
 use ipc::layout::queues::{FailureReason, QueuesLayout};
 use ipc::layout::{MAX_IN_FLIGHT, MAX_QUEUES};
@@ -121,8 +121,15 @@ pub struct Garbage {
 /// A command that was just fetched.
 #[derive(Clone, Copy)]
 struct Fetched {
+    line: Line,
     slot: u16,
-    command: Command,
+}
+
+impl Fetched {
+    #[inline(always)]
+    fn command(&self) -> &Command {
+        Command::of_words(self.line.words())
+    }
 }
 
 /// A command that has its outcome.

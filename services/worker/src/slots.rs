@@ -5,6 +5,7 @@
 //! never read back for a decision, except for the copy of a command that had to wait: its own log entry.
 
 use bdev::request::Op;
+use ipc::guest_memory::Line;
 use ipc::iova::Iova;
 use ipc::layout::MAX_IN_FLIGHT;
 use ipc::layout::queues::{InFlightSlot, SlotState};
@@ -287,10 +288,8 @@ impl Slots {
 /// Logs a command: not in effect before the head that passed it is published. The completion queue is part of the later
 /// note, and known already.
 #[inline(always)]
-pub fn log(slot: &InFlightSlot, words: &[u64; 8], fetch: u64, command: u32, cqid: usize) {
-    for (to, &word) in slot.sqe.iter().zip(words) {
-        to.store(word, Ordering::Relaxed);
-    }
+pub fn log(slot: &InFlightSlot, line: &Line, fetch: u64, command: u32, cqid: usize) {
+    line.store(&slot.sqe);
     slot.fetch.store(fetch, Ordering::Relaxed);
     slot.command.store(command, Ordering::Relaxed);
     slot.group.store((cqid as u32) << 16, Ordering::Relaxed);

@@ -184,6 +184,12 @@ impl Command {
         transmute!(words)
     }
 
+    /// The same in place.
+    #[inline(always)]
+    pub const fn of_words(words: &[u64; 8]) -> &Self {
+        zerocopy::transmute_ref!(words)
+    }
+
     /// The eight 64-bit words of the entry.
     #[inline]
     pub const fn into_words(self) -> [u64; 8] {

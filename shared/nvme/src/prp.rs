@@ -52,7 +52,7 @@ pub struct Prps {
 /// All with Do Not Retry. PRP Offset Invalid for a first entry that is not aligned to 4 bytes, a list pointer that is
 /// not aligned to 8, and an offset within the page in any other entry, chained list pointers included (4.1.1, figure
 /// 87); Data Transfer Error where a page or a list is not memory of the client's.
-#[inline]
+#[inline(always)]
 pub fn walk(
     memory: &GuestMemory,
     prps: Prps,
@@ -67,14 +67,28 @@ pub fn walk(
         return Err(Status::PRP_OFFSET_INVALID.with_dnr());
     }
     let in_first = page.bytes() - (first & mask);
-    let Some(rest) = u64::from(length).checked_sub(in_first).filter(|&rest| rest > 0) else {
+    if u64::from(length) <= in_first {
         return list.append(memory, first, length, access);
-    };
-    let mut run = Run { start: first, length: in_first };
+    }
+    let rest = u64::from(length) - in_first;
+    walk_on(memory, second, rest, page, access, Run { start: first, length: in_first }, list)
+}
+
+/// Goes on after the first page, for `rest` bytes more.
+#[inline(never)]
+fn walk_on(
+    memory: &GuestMemory,
+    second: u64,
+    rest: u64,
+    page: PageShift,
+    access: Access,
+    mut run: Run,
+    list: &mut RangeList,
+) -> Result<(), Status> {
     if rest > page.bytes() {
         return walk_list(memory, second, rest, page, access, run, list);
     }
-    if second & mask != 0 {
+    if second & (page.bytes() - 1) != 0 {
         return Err(Status::PRP_OFFSET_INVALID.with_dnr());
     }
     run.extend(memory, second, rest, access, list)?;

@@ -1,6 +1,5 @@
 //! Channels: what waits for one, what one completed, and what becomes of one whose backend is gone. On the hot path.
 
-use super::run::Checked;
 use super::{Controller, Request};
 use crate::slots::{Flight, Kind};
 use bdev::channel::Channel;
@@ -52,8 +51,7 @@ impl Controller {
             Kind::Steps(_) => self.run_steps(slot, now),
             Kind::Fused(second) => self.start_fused(sqid, [slot, second], now),
             Kind::Single => {
-                let Checked { row, work } = self.check_again(&command);
-                self.start_other(sqid, slot, cid, row, work, 0, now);
+                self.start_other(sqid, slot, &command, 0, now);
             }
             Kind::Orphan => self.slots.give(slot),
         }

@@ -12,7 +12,6 @@ use ipc::layout::queues::{ERROR_RECORDS, FailureReason, InFlightSlot, SlotState}
 use nvme::queue::completion::Position;
 use nvme_spec::command::Command;
 use nvme_spec::{CommandId, Completion, QueueId, Status};
-use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 impl Controller {
@@ -43,9 +42,7 @@ impl Controller {
         self.flush_tally();
         let mut start = 0;
         while let Some(&Finished { sqid, .. }) = self.finished.get(start) {
-            let run = self.finished[start..].iter().take_while(|next| next.sqid == sqid).count();
-            self.post_run(usize::from(sqid), start..start + run)?;
-            start += run;
+            start = self.post_run(usize::from(sqid), start)?;
         }
         for finished in &self.finished {
             let slot = &self.queues.slots[usize::from(finished.slot) % MAX_IN_FLIGHT];
@@ -57,13 +54,14 @@ impl Controller {
         Ok(())
     }
 
-    /// Posts the completions of one submission queue.
-    #[inline]
-    fn post_run(&mut self, qid: usize, run: Range<usize>) -> Result<(), FailureReason> {
-        let Some(Some(sq)) = self.sqs.get_mut(qid) else { return Ok(()) };
-        sq.in_flight = sq.in_flight.saturating_sub(run.len() as u32);
+    /// Posts the completions from `start` on that are of one submission queue. Returns where those of another begin.
+    #[inline(always)]
+    fn post_run(&mut self, qid: usize, start: usize) -> Result<usize, FailureReason> {
+        let (Some(Some(sq)), run) = (self.sqs.get_mut(qid), &self.finished[start..]) else {
+            return Ok(start + 1);
+        };
         let (cqid, sqhd) = (sq.cqid, sq.position.head() as u16);
-        let Some(Some(cq)) = self.cqs.get_mut(cqid) else { return Ok(()) };
+        let Some(Some(cq)) = self.cqs.get_mut(cqid) else { return Ok(start + 1) };
         if !cq.memory.is_resolved() {
             cq.memory.resolve(&self.memory).map_err(|_| FailureReason::QueueUnmapped)?;
         }
@@ -77,11 +75,15 @@ impl Controller {
             self.owed |= 1 << cqid;
         }
         let whole = cq.memory.contiguous(regions);
-        let finished = self.finished.get(run).unwrap_or_default();
-        for &Finished { slot, cid, status, dw0, .. } in finished {
+        let mut posted = 0;
+        for &Finished { slot, sqid, cid, status, dw0 } in run {
+            if usize::from(sqid) != qid {
+                break;
+            }
+            posted += 1;
             let position = cq.position.post();
             note(&self.queues.slots[usize::from(slot) % MAX_IN_FLIGHT], position, status, dw0);
-            let entry = Completion::new(QueueId(qid as u16), CommandId(cid), sqhd, status)
+            let entry = Completion::new(QueueId(sqid), CommandId(cid), sqhd, status)
                 .with_dw0(dw0)
                 .with_phase(position.phase);
             let written = match &whole {
@@ -95,7 +97,8 @@ impl Controller {
         // Release: whoever sees the tail sees the entries and the notes before it.
         let tail = &self.queues.completion_queues[cqid].posted;
         tail.store(cq.position.posted(), Ordering::Release);
-        Ok(())
+        sq.in_flight = sq.in_flight.saturating_sub(posted as u32);
+        Ok(start + posted)
     }
 
     /// Writes an error down for the Error Information log page.

@@ -7,11 +7,11 @@ use super::{Controller, Fetched};
 use crate::doorbells::{Doorbells, Shadow, store_event_index};
 use crate::queue_pair::{SQE, Sq, State};
 use crate::slots;
-use ipc::guest_memory::RegionTable;
+use ipc::guest_memory::{LineAt, RegionTable};
 use ipc::layout::MAX_IN_FLIGHT;
 use ipc::layout::queues::FailureReason;
 use nvme::queue::InvalidDoorbell;
-use nvme_spec::command::{Command, Fuse};
+use nvme_spec::command::{CommandDword0, Fuse};
 use std::sync::atomic::Ordering;
 
 impl Controller {
@@ -22,6 +22,9 @@ impl Controller {
         if let Some(shadow) = &mut self.shadow {
             // Its memory may come later than its address, or be unmapped and come back; until then the page counts.
             shadow.resolve(&self.memory);
+        }
+        if let Some(qid) = self.rotation.only() {
+            return self.serve(qid, now);
         }
         for turn in 0..self.rotation.hot_count() {
             let qid = self.rotation.hot(turn);
@@ -68,6 +71,8 @@ impl Controller {
             Ok((0, _)) => 0,
             Ok((fetched, fuses)) => {
                 self.run_batch(qid, fuses, now);
+                // At once, not after the round: a shallow queue waits for it.
+                self.commit();
                 fetched
             }
             Err(reason) => {
@@ -142,23 +147,29 @@ impl Controller {
         self.batch.clear();
         for ahead in 0..count {
             let index = sq.position.index(ahead);
-            let words = match &whole {
-                Some(queue) => queue.load_words::<8>(index as usize * SQE as usize),
+            let line = match &whole {
+                Some(queue) => queue.line(index as usize * SQE as usize),
                 None => entry_of_piece(sq, regions, index),
             };
-            let Some((words, slot)) = words.and_then(|words| Some((words, self.slots.take()?)))
-            else {
-                self.batch.drain(..).for_each(|fetched| self.slots.give(fetched.slot));
-                return Err(FailureReason::QueueUnmapped);
+            let (Some(line), Some(slot)) = (line, self.slots.take()) else {
+                return Err(self.unfetch());
             };
-            let command = Command::from_words(words);
-            let name = (qid as u32) << 16 | u32::from(command.cid().0);
+            let line = line.load();
+            let cdw0 = CommandDword0::from_bits(line.first() as u32);
+            let name = (qid as u32) << 16 | u32::from(cdw0.cid().0);
             let log = &self.queues.slots[usize::from(slot) % MAX_IN_FLIGHT];
-            slots::log(log, &words, first + u64::from(ahead), name, sq.cqid);
-            fuses |= command.fuse().0;
-            self.batch.push(Fetched { slot, command });
+            slots::log(log, &line, first + u64::from(ahead), name, sq.cqid);
+            fuses |= cdw0.fuse().0;
+            self.batch.push(Fetched { line, slot });
         }
         Ok(fuses)
+    }
+
+    /// A queue's memory is gone: gives back the slots of the batch.
+    #[cold]
+    fn unfetch(&mut self) -> FailureReason {
+        self.batch.drain(..).for_each(|fetched| self.slots.give(fetched.slot));
+        FailureReason::QueueUnmapped
     }
 
     /// Sees to it that the batch ends with a whole pair: takes the second of a fused pair in as well, or leaves the
@@ -168,7 +179,7 @@ impl Controller {
     fn align_fused(&mut self, qid: usize, available: u32, cqid: usize) {
         let Some(&last) = self.batch.last() else { return };
         let count = self.batch.len() as u32;
-        if last.command.fuse() != Fuse::FIRST || count >= available {
+        if last.command().fuse() != Fuse::FIRST || count >= available {
             return;
         }
         let doorbells = Doorbells::new(&self.page, self.shadow.as_ref(), self.memory.regions());
@@ -226,8 +237,8 @@ impl Controller {
 }
 
 #[cold]
-fn entry_of_piece(sq: &Sq, regions: &RegionTable, index: u32) -> Option<[u64; 8]> {
-    sq.memory.entry(regions, index, SQE)?.load_words(0)
+fn entry_of_piece<'a>(sq: &Sq, regions: &'a RegionTable, index: u32) -> Option<LineAt<'a>> {
+    sq.memory.entry(regions, index, SQE)?.line(0)
 }
 
 /// Keeps the event index of a queue that is being polled behind its head, so that the guest does not ring for nothing

@@ -1,7 +1,6 @@
 //! Fused pairs: Compare and Write as one request. NVMe Base 2.0c 6.2.
 
-use super::run::Checked;
-use super::{Controller, Fetched};
+use super::Controller;
 use crate::slots::{Flight, Kind};
 use bdev::channel::{Channel, Submitted};
 use bdev::request::{ErrorKind, Outcome};
@@ -17,15 +16,15 @@ impl Controller {
     pub(super) fn run_fused_batch(&mut self, qid: usize, now: u64) {
         let sqid = qid as u16;
         let mut index = 0;
-        while let Some(&Fetched { slot, command }) = self.batch.get(index) {
+        while let Some(&fetched) = self.batch.get(index) {
+            let (slot, command) = (fetched.slot, *fetched.command());
             index += 1;
             let second = self.batch.get(index).copied();
             match command.fuse() {
                 Fuse::NORMAL => {
-                    let Checked { row, work } = self.check_again(&command);
-                    self.start_other(sqid, slot, command.cid().0, row, work, 0, now);
+                    self.start_other(sqid, slot, &command, 0, now);
                 }
-                Fuse::FIRST => match second.filter(|s| s.command.fuse() == Fuse::SECOND) {
+                Fuse::FIRST => match second.filter(|s| s.command().fuse() == Fuse::SECOND) {
                     Some(second) => {
                         index += 1;
                         self.group(slot, second.slot);

@@ -4,7 +4,7 @@
 //! command whose channel is full or not open waits, and is parsed anew from its log entry when its turn comes: nothing
 //! that was checked is kept.
 
-use super::{Controller, Fetched, LISTS};
+use super::{Controller, LISTS};
 use crate::namespaces::{Entry, Namespaces};
 use crate::slots::{Flight, Kind, logged};
 use bdev::channel::{Channel, Need, Submitted};
@@ -16,19 +16,27 @@ use nvme::range_list::RangeList;
 use nvme_spec::Status;
 use nvme_spec::command::{Command, Fuse};
 
-/// A command that was checked.
+/// A command that was looked at.
 #[derive(Clone, Copy)]
 pub(super) struct Checked {
-    pub(super) row: usize,
-    pub(super) work: Result<Work, Status>,
+    row: usize,
+    io: Io,
+    /// It is a transfer that passed. Whatever else it is shows when its turn comes.
+    passed: bool,
 }
 
 impl Checked {
     /// Nothing.
-    pub(super) const NONE: Self = Self { row: 0, work: Ok(Work::Nothing) };
+    pub(super) const NONE: Self = Self { row: 0, io: Io::new(Op::Flush, 0, 0), passed: false };
 }
 
-/// Checks a command; its memory goes to `list`.
+/// The row of the namespace table that a command names.
+#[inline(always)]
+pub(super) fn row_of(command: &Command) -> usize {
+    (command.nsid.0 as usize).wrapping_sub(1)
+}
+
+/// Checks a command that is a transfer; its memory goes to `list`.
 #[inline(always)]
 fn check(
     command: &Command,
@@ -36,13 +44,9 @@ fn check(
     settings: &nvm::Settings,
     memory: &GuestMemory,
     list: &mut RangeList,
-) -> Checked {
-    let row = (command.nsid.0 as usize).wrapping_sub(1);
-    let work = match namespaces.get(row).and_then(|entry| entry.view.as_ref()) {
-        Some(view) => nvm::parse(command, view, settings, memory, list),
-        None => Err(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr()),
-    };
-    Checked { row, work }
+) -> Option<Io> {
+    let view = namespaces.get(row_of(command))?.view.as_ref()?;
+    nvm::transfer(command, view, settings, memory, list)
 }
 
 impl Controller {
@@ -59,12 +63,17 @@ impl Controller {
             return self.run_copying_batch(qid, now);
         }
         for index in 0..self.batch.len() {
-            let Some(Fetched { slot, command }) = self.batch.get(index) else { return };
-            let (slot, cid) = (*slot, command.cid().0);
-            let list = &mut self.lists[0];
-            let Checked { row, work } =
-                check(command, &self.namespaces, &self.settings, &self.memory, list);
-            self.start(qid as u16, slot, cid, row, work, 0, now);
+            let Some(fetched) = self.batch.get(index) else { return };
+            let (slot, command) = (fetched.slot, fetched.command());
+            let cid = command.cid().0;
+            let (row, list) = (row_of(command), &mut self.lists[0]);
+            match check(command, &self.namespaces, &self.settings, &self.memory, list) {
+                Some(io) => self.submit(qid as u16, slot, cid, row, io, 0, now),
+                None => {
+                    let command = *command;
+                    self.start_other(qid as u16, slot, &command, 0, now);
+                }
+            }
             if self.failure.is_some() {
                 return self.abandon(index + 1);
             }
@@ -79,10 +88,16 @@ impl Controller {
         for index in 0..self.batch.len() {
             self.check_ahead(index + 2);
             self.load(index + 1, Need::Next);
-            let Some(Fetched { slot, command }) = self.batch.get(index) else { return };
-            let (slot, cid) = (*slot, command.cid().0);
-            let Checked { row, work } = self.checked[index % LISTS];
-            self.start(qid as u16, slot, cid, row, work, index, now);
+            let Some(fetched) = self.batch.get(index) else { return };
+            let (slot, command) = (fetched.slot, fetched.command());
+            let cid = command.cid().0;
+            let &Checked { row, io, passed } = &self.checked[index % LISTS];
+            if passed {
+                self.submit(qid as u16, slot, cid, row, io, index, now);
+            } else {
+                let command = *command;
+                self.start_other(qid as u16, slot, &command, index, now);
+            }
             if self.failure.is_some() {
                 return self.abandon(index + 1);
             }
@@ -92,10 +107,14 @@ impl Controller {
     /// Checks a command of the batch, if there is one, and touches what it will copy.
     #[inline(always)]
     pub(super) fn check_ahead(&mut self, index: usize) {
-        let Some(Fetched { command, .. }) = self.batch.get(index) else { return };
-        let list = &mut self.lists[index % LISTS];
-        self.checked[index % LISTS] =
-            check(command, &self.namespaces, &self.settings, &self.memory, list);
+        let Some(fetched) = self.batch.get(index) else { return };
+        let (command, list) = (fetched.command(), &mut self.lists[index % LISTS]);
+        let io = check(command, &self.namespaces, &self.settings, &self.memory, list);
+        let checked = &mut self.checked[index % LISTS];
+        checked.passed = io.is_some();
+        if let Some(io) = io {
+            (checked.row, checked.io) = (row_of(command), io);
+        }
         if index > 0 {
             self.load(index, Need::Later);
         }
@@ -104,9 +123,9 @@ impl Controller {
     /// Starts to load what a checked command of the batch will copy.
     #[inline(always)]
     pub(super) fn load(&mut self, index: usize, need: Need) {
-        let Checked { row, work } = &self.checked[index % LISTS];
+        let Checked { row, io, passed } = &self.checked[index % LISTS];
         if index < self.batch.len()
-            && let Ok(Work::Io(io)) = work
+            && *passed
             && let Some(entry) = self.namespaces.get_mut(*row)
             && let Some(channel) = &mut entry.channel
         {
@@ -119,62 +138,56 @@ impl Controller {
     #[cold]
     pub(super) fn abandon(&mut self, index: usize) {
         for place in index..self.batch.len() {
-            if let Some(&Fetched { slot, .. }) = self.batch.get(place) {
+            if let Some(slot) = self.batch.get(place).map(|fetched| fetched.slot) {
                 self.free_log(slot);
                 self.slots.give(slot);
             }
         }
     }
 
-    /// Checks a command that waited or may be fused; its memory goes to the first list.
-    pub(super) fn check_again(&mut self, command: &Command) -> Checked {
-        let list = &mut self.lists[0];
-        check(command, &self.namespaces, &self.settings, &self.memory, list)
-    }
-
-    /// Brings a checked command on its way.
-    #[inline(always)]
-    #[allow(clippy::too_many_arguments, reason = "a command's parts, kept in registers")]
-    pub(super) fn start(
-        &mut self,
-        sqid: u16,
-        slot: u16,
-        cid: u16,
-        row: usize,
-        work: Result<Work, Status>,
-        list: usize,
-        now: u64,
-    ) {
-        match work {
-            Ok(Work::Io(io)) => self.submit(sqid, slot, cid, row, &io, list, now),
-            other => self.start_other(sqid, slot, cid, row, other, list, now),
-        }
-    }
-
+    /// Brings a command on its way that is not a transfer that passed, or that waited. Its memory goes to that list.
     #[cold]
-    #[allow(clippy::too_many_arguments, reason = "a command's parts")]
     pub(super) fn start_other(
         &mut self,
         sqid: u16,
         slot: u16,
-        cid: u16,
-        row: usize,
+        command: &Command,
+        list: usize,
+        now: u64,
+    ) {
+        let work = self.parse(command, list);
+        self.start(sqid, slot, command, work, list, now);
+    }
+
+    /// What a command comes to; its memory goes to that list.
+    pub(super) fn parse(&mut self, command: &Command, list: usize) -> Result<Work, Status> {
+        let view = self.namespaces.get(row_of(command)).and_then(|entry| entry.view.as_ref());
+        let view = view.ok_or(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr())?;
+        let list = &mut self.lists[list % LISTS];
+        nvm::parse(command, view, &self.settings, &self.memory, list)
+    }
+
+    /// Brings a parsed command on its way.
+    pub(super) fn start(
+        &mut self,
+        sqid: u16,
+        slot: u16,
+        command: &Command,
         work: Result<Work, Status>,
         list: usize,
         now: u64,
     ) {
+        let (row, cid) = (row_of(command), command.cid().0);
         match work {
-            Ok(Work::Io(io)) => self.submit(sqid, slot, cid, row, &io, list, now),
+            Ok(Work::Io(io)) => self.submit(sqid, slot, cid, row, io, list, now),
             Ok(Work::Nothing) => self.finish(slot, sqid, cid, Status::SUCCESS, 0),
-            Ok(Work::Steps(ranges)) => self.begin_steps(sqid, slot, cid, row, ranges, list, now),
-            Err(_) if nvm::is_flush_of_all(&self.command_of(slot)) => {
-                self.flush_all(sqid, slot, cid, now);
-            }
+            Ok(Work::Steps(ranges)) => self.begin_steps(sqid, slot, command, ranges, list, now),
+            Err(_) if nvm::is_flush_of_all(command) => self.flush_all(sqid, slot, cid, now),
             // The DMA table was just being changed.
             Err(Status::COMMAND_INTERRUPTED) => {
                 self.wait(slot, Flight::new(sqid, cid, row as u16, Kind::Single), now);
             }
-            Err(status) => self.refuse(sqid, slot, &self.command_of(slot), status),
+            Err(status) => self.refuse(sqid, slot, command, status),
         }
     }
 
@@ -187,7 +200,7 @@ impl Controller {
         slot: u16,
         cid: u16,
         row: usize,
-        io: &Io,
+        io: Io,
         list: usize,
         now: u64,
     ) {
@@ -216,7 +229,7 @@ impl Controller {
         slot: u16,
         cid: u16,
         row: usize,
-        io: &Io,
+        io: Io,
         list: usize,
         submitted: Submitted,
         now: u64,

@@ -1,28 +1,29 @@
 //! Commands of several requests: Dataset Management, Copy, and a Flush of all namespaces.
 
+use super::run::row_of;
 use super::{Controller, LISTS};
 use crate::slots::{Flight, Kind};
 use bdev::channel::{Channel, Submitted};
 use bdev::request::{ErrorKind, Op};
 use nvme::nvm::{self, Io, Ranges, Step};
 use nvme_spec::Status;
+use nvme_spec::command::Command;
 
 /// Requests of one command that are run before others get their turn.
 const STEP_BUDGET: usize = 8;
 
 impl Controller {
     #[cold]
-    #[allow(clippy::too_many_arguments, reason = "a command's parts")]
     pub(super) fn begin_steps(
         &mut self,
         sqid: u16,
         slot: u16,
-        cid: u16,
-        row: usize,
+        command: &Command,
         ranges: Ranges,
         list: usize,
         now: u64,
     ) {
+        let (row, cid) = (row_of(command), command.cid().0);
         let single = Flight::new(sqid, cid, row as u16, Kind::Single);
         let Some(entry) = self.free_steps.pop() else { return self.wait(slot, single, now) };
         let view = self.namespaces.get(row).and_then(|entry| entry.view);
@@ -32,8 +33,7 @@ impl Controller {
         let list = &self.lists[list % LISTS];
         if let Err(status) = steps.load(ranges, row, &view, &self.memory, list) {
             self.free_steps.push(entry);
-            let command = self.command_of(slot);
-            return self.refuse(sqid, slot, &command, status);
+            return self.refuse(sqid, slot, command, status);
         }
         *self.slots.flight_mut(slot) = Flight::new(sqid, cid, row as u16, Kind::Steps(entry));
         self.run_steps(slot, now);

@@ -5,7 +5,7 @@
 //! channel got it, to the grain of some polls; what a lease served at once took no time of anybody else's.
 
 use super::Controller;
-use super::run::Checked;
+use super::run::row_of;
 use crate::namespaces::Entry;
 use crate::slots::Flight;
 use crate::tracer::Tracer;
@@ -110,17 +110,17 @@ impl Controller {
         let sample = self.tracing.policy.sample;
         let mut due = self.tracing.left as usize;
         let tracer = self.tracing.tracer.clone();
-        let fetched = tracer.as_ref().map_or(0, |tracer| tracer.now());
+        let fetched_at = tracer.as_ref().map_or(0, |tracer| tracer.now());
         for index in 0..count {
-            let Some(&super::Fetched { slot, command }) = self.batch.get(index) else { break };
+            let Some(&fetched) = self.batch.get(index) else { break };
+            let (slot, command) = (fetched.slot, *fetched.command());
             match &tracer {
                 Some(tracer) if index == due && sample != 0 => {
                     due += sample as usize;
-                    self.run_sampled(tracer, qid, slot, &command, fetched, now);
+                    self.run_sampled(tracer, qid, slot, &command, fetched_at, now);
                 }
                 _ => {
-                    let Checked { row, work } = self.check_again(&command);
-                    self.start_other(qid as u16, slot, command.cid().0, row, work, 0, now);
+                    self.start_other(qid as u16, slot, &command, 0, now);
                 }
             }
             if self.failure.is_some() {
@@ -145,7 +145,8 @@ impl Controller {
     ) {
         let (sqid, cid) = (qid as u16, command.cid().0);
         let started = tracer.now();
-        let Checked { row, work } = self.check_again(command);
+        let row = row_of(command);
+        let work = self.parse(command, 0);
         let translated = tracer.now();
         let mut record = self.record_of(tracer, sqid, command, trace_reason::SAMPLED);
         (record.fetched, record.started) = (fetched, started);
@@ -166,10 +167,10 @@ impl Controller {
                     self.tally(row, io.op, io.length);
                     self.finish(slot, sqid, cid, Status::SUCCESS, 0);
                 } else {
-                    self.submitted(sqid, slot, cid, row, &io, 0, submitted, now);
+                    self.submitted(sqid, slot, cid, row, io, 0, submitted, now);
                 }
             }
-            other => self.start_other(sqid, slot, cid, row, other, 0, now),
+            other => self.start(sqid, slot, command, other, 0, now),
         }
         self.tracing.in_hand = false;
         let pending = self.slots.submitted().last() == Some(&slot);

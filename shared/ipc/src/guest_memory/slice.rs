@@ -7,6 +7,72 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
+/// What a line is copied by.
+#[cfg(target_arch = "x86_64")]
+type Part = std::arch::x86_64::__m128i;
+#[cfg(not(target_arch = "x86_64"))]
+type Part = [u64; 2];
+
+/// A copy of 64 bytes, as a queue entry has. It is handed on by whole vectors: taking it apart word by word and putting
+/// it together again costs more than all else that is done to an entry.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(16))]
+pub struct Line {
+    parts: [Part; LINE / size_of::<Part>()],
+}
+
+impl Line {
+    /// The bytes as 64-bit words.
+    #[inline(always)]
+    pub fn words(&self) -> &[u64; LINE / 8] {
+        // SAFETY: the same bytes, any of which are valid, aligned to 16.
+        unsafe { &*(&raw const self.parts).cast() }
+    }
+
+    /// The first word.
+    #[inline(always)]
+    pub fn first(&self) -> u64 {
+        #[cfg(target_arch = "x86_64")]
+        {
+            // SAFETY: SSE2 is part of x86-64.
+            unsafe { std::arch::x86_64::_mm_cvtsi128_si64(self.parts[0]).cast_unsigned() }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            self.parts[0][0]
+        }
+    }
+
+    /// Stores the words, in no particular order.
+    #[inline(always)]
+    pub fn store(&self, to: &[AtomicU64; LINE / 8]) {
+        // SAFETY: as many bytes; atomics may be written through a shared reference, and have no padding. Whoever reads
+        // them has to be told by a later store with Release, as with relaxed stores.
+        unsafe {
+            to.as_ptr().cast::<Self>().cast_mut().cast::<[Part; 4]>().write_unaligned(self.parts)
+        };
+    }
+}
+
+/// Where 64 bytes lie that others change at will.
+#[derive(Clone, Copy, Debug)]
+pub struct LineAt<'a> {
+    at: NonNull<Part>,
+    memory: PhantomData<&'a ()>,
+}
+
+impl LineAt<'_> {
+    /// Copies them, each once. How a submission queue entry is taken in.
+    #[inline(always)]
+    pub fn load(self) -> Line {
+        let at = self.at.as_ptr();
+        // SAFETY: within a slice and aligned, both checked in `line`. Volatile: read once, whatever is done with the
+        // copy; each half of a part is read whole, as an aligned 64-bit load is.
+        let parts = std::array::from_fn(|part| unsafe { at.add(part).read_volatile() });
+        Line { parts }
+    }
+}
+
 /// A range of mapped memory that the guest, or another process, may change at any moment. It stays mapped for `'a`.
 ///
 /// Bulk operations are one memcpy each; what they copy while another writes is any mix of old and new bytes. If the
@@ -177,6 +243,14 @@ impl<'a> HostSlice<'a> {
         // SAFETY: within the slice and aligned, both checked above; only atomics are referenced in this memory.
         let words = unsafe { words.as_ref() };
         Some(std::array::from_fn(|index| u64::from_le(words[index].load(Ordering::Relaxed))))
+    }
+
+    /// The 64 bytes at `offset`; `None` if they do not lie within or are not aligned to 16.
+    #[inline(always)]
+    pub fn line(&self, offset: usize) -> Option<LineAt<'a>> {
+        let at = self.sub(offset, LINE)?.base;
+        let aligned = at.cast::<u128>().is_aligned();
+        aligned.then_some(LineAt { at: at.cast(), memory: PhantomData })
     }
 
     /// Stores a 32-bit word; `false` if it does not lie within, is not aligned or may not be written.

@@ -101,7 +101,7 @@ pub enum Ranges {
 impl Io {
     /// An operation on a range, in bytes.
     #[inline]
-    pub fn new(op: Op, offset: u64, length: u64) -> Self {
+    pub const fn new(op: Op, offset: u64, length: u64) -> Self {
         Self { op, fua: false, deallocate: false, offset, length, source: 0 }
     }
 
@@ -126,11 +126,33 @@ pub fn is_flush_of_all(command: &Command) -> bool {
     command.nvm_opcode() == NvmOpcode::FLUSH && command.nsid == Nsid::BROADCAST
 }
 
+/// Checks a command if it is a Read or a Write that passes: what is nearly always the case, kept in registers. Its
+/// memory goes to `list`, which is cleared first. Of `None` [`parse`] tells what it is instead.
+#[inline(always)]
+pub fn transfer(
+    command: &Command,
+    namespace: &Namespace,
+    settings: &Settings,
+    memory: &GuestMemory,
+    list: &mut RangeList,
+) -> Option<Io> {
+    list.clear();
+    let op = match command.nvm_opcode() {
+        NvmOpcode::READ => Op::Read,
+        NvmOpcode::WRITE => Op::Write,
+        _ => return None,
+    };
+    if namespace.formatting {
+        return None;
+    }
+    blocks(command, namespace, settings, op, memory, list).ok()
+}
+
 /// Checks one command of a namespace. Its memory goes to `list`, which is cleared first.
 ///
 /// # Errors
 /// The status that the command is completed with.
-#[inline]
+#[inline(never)]
 pub fn parse(
     command: &Command,
     namespace: &Namespace,
@@ -225,7 +247,7 @@ fn blocks(
     }
     // Access is what we do to the memory: a Read of the namespace writes it.
     let access = if op == Op::Read { Access::WRITE } else { Access::READ };
-    let transfer = transfer(length, settings)?;
+    let transfer = data_length(length, settings)?;
     data(command, transfer, settings.page, access, memory, list)?;
     let fua = io.flags.fua() || (writes && !settings.write_cache);
     Ok(Io { op, fua, deallocate: false, offset, length, source: 0 })
@@ -263,7 +285,7 @@ fn dataset_management(
     }
     let count = DatasetDword10::from_bits(command.cdw10).ranges();
     let bytes = count as u64 * steps::DATASET_RANGE;
-    let transfer = transfer(bytes, settings)?;
+    let transfer = data_length(bytes, settings)?;
     data(command, transfer, settings.page, Access::READ, memory, list)?;
     Ok(Work::Steps(Ranges::Deallocate(count)))
 }
@@ -287,14 +309,14 @@ fn copy(
         return Err(Status::COMMAND_SIZE_LIMIT_EXCEEDED.with_dnr());
     }
     let bytes = count as u64 * steps::COPY_RANGE;
-    let transfer = transfer(bytes, settings)?;
+    let transfer = data_length(bytes, settings)?;
     data(command, transfer, settings.page, Access::READ, memory, list)?;
     let fua = flags.fua() || !settings.write_cache;
     Ok(Work::Steps(Ranges::Copy { count, destination: command.slba(), fua }))
 }
 
 /// Offset and length in bytes of a range that lies within the namespace.
-#[inline]
+#[inline(always)]
 fn range(namespace: &Namespace, slba: Lba, blocks: BlockCount) -> Result<(u64, u64), Status> {
     let out_of_range = Status::LBA_OUT_OF_RANGE.with_dnr();
     if !slba.fits(blocks, namespace.blocks) {
@@ -307,8 +329,8 @@ fn range(namespace: &Namespace, slba: Lba, blocks: BlockCount) -> Result<(u64, u
 }
 
 /// The length of a command's data, if MDTS allows it.
-#[inline]
-fn transfer(bytes: u64, settings: &Settings) -> Result<u32, Status> {
+#[inline(always)]
+fn data_length(bytes: u64, settings: &Settings) -> Result<u32, Status> {
     match u32::try_from(bytes) {
         Ok(bytes) if bytes <= settings.max_transfer => Ok(bytes),
         _ => Err(Status::INVALID_FIELD.with_dnr()),
@@ -316,7 +338,7 @@ fn transfer(bytes: u64, settings: &Settings) -> Result<u32, Status> {
 }
 
 /// Walks the command's data pointer.
-#[inline]
+#[inline(always)]
 fn data(
     command: &Command,
     length: u32,

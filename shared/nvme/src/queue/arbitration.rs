@@ -78,6 +78,15 @@ impl Rotation {
         self.hot.len()
     }
 
+    /// The queue, if there is one alone: it has every turn, and nothing of it is to be noted.
+    #[inline(always)]
+    pub fn only(&self) -> Option<usize> {
+        match self.hot.as_slice() {
+            [(qid, _)] if self.cold_count == 0 => Some(usize::from(*qid)),
+            _ => None,
+        }
+    }
+
     /// The queue whose turn it is, of `0..hot_count()`.
     #[inline]
     pub fn hot(&self, turn: usize) -> usize {
