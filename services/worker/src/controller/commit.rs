@@ -27,13 +27,19 @@ impl Controller {
     /// Completes what has its outcome.
     #[inline]
     pub(super) fn commit(&mut self) {
-        if !self.finished.is_empty()
-            && let Err(reason) = self.commit_finished()
-        {
+        if !self.finished.is_empty() {
+            self.commit_some();
+        }
+    }
+
+    #[inline(never)]
+    fn commit_some(&mut self) {
+        if let Err(reason) = self.commit_finished() {
             self.fail(reason);
         }
     }
 
+    #[inline(always)]
     fn commit_finished(&mut self) -> Result<(), FailureReason> {
         // Whatever was copied from memory that is gone is not data: nothing is posted then.
         if self.memory.failed() {

@@ -137,7 +137,7 @@ impl Controller {
     }
 
     /// Copies `count` entries from the head on into slots and into the batch. Returns all their FUSE bits.
-    #[inline]
+    #[inline(always)]
     fn copy_entries(&mut self, qid: usize, count: u32) -> Result<u8, FailureReason> {
         let Some(Some(sq)) = self.sqs.get(qid) else { return Ok(0) };
         let regions = self.memory.regions();
