@@ -12,6 +12,8 @@ export PATH := $(TOOLS)/bin:$(TOOLS)/node_modules/.bin:$(PATH)
 LOCKED := $(if $(CI),--locked)
 # Seconds per fuzz target.
 FUZZ_SECONDS ?= 600
+# Fuzzing instruments by compiler options that are nightly's; where there is none, they are had of the toolchain at hand.
+FUZZ = $(if $(shell cargo +nightly --version 2>/dev/null),cargo +nightly,RUSTC_BOOTSTRAP=1 cargo) fuzz
 SCRIPTS = $(shell git ls-files '*.sh' .ci tests/guest/guest-init)
 
 .PHONY: help
@@ -96,8 +98,8 @@ chaos: tools-build guest ## Deaths, resets and hostile clients: VIREO_SEEDS (200
 
 .PHONY: fuzz
 fuzz: tools-build tools-fuzz ## Every fuzz target for FUZZ_SECONDS (600) each
-	for target in $$(cargo +nightly fuzz list --fuzz-dir tests/fuzz); do \
-		cargo +nightly fuzz run --fuzz-dir tests/fuzz "$$target" -- -max_total_time=$(FUZZ_SECONDS) \
+	for target in $$($(FUZZ) list --fuzz-dir tests/fuzz); do \
+		$(FUZZ) run --fuzz-dir tests/fuzz "$$target" -- -max_total_time=$(FUZZ_SECONDS) \
 			-len_control=0 -max_len=4096; \
 	done
 
@@ -157,5 +159,4 @@ tools-package: tools-build
 .PHONY: tools-fuzz
 tools-fuzz:
 	@command -v cargo-fuzz >/dev/null || cargo install --locked --quiet --root $(TOOLS) cargo-fuzz
-	@cargo +nightly --version >/dev/null 2>&1 || rustup toolchain install nightly --profile minimal
 	@command -v c++ >/dev/null || .ci/apt g++
