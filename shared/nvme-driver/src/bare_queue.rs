@@ -4,6 +4,10 @@
 //!
 //! Nothing is split, timed or sent again here, and nothing waits: what a reset takes is the caller's to end
 //! ([`BareQueue::is_stale`]), and to make the queues again ([`BareQueue::renew`]) on a thread that may wait.
+//!
+//! A queue pair can be lent to another process ([`lease`]), which then has a value of this type, too.
+
+mod lease;
 
 use std::fmt;
 use std::sync::Arc;
@@ -22,10 +26,12 @@ use crate::memory::Registered;
 use crate::options::QueueOptions;
 use crate::ring::{CompletionRing, SubmissionRing};
 
-/// A queue pair of one thread. Dropping it deletes its queues, which waits for the controller.
+pub use lease::{QueueLease, QueueTerms};
+
+/// A queue pair of one thread. Dropping it deletes its queues, which waits for the controller; one that was lent to this
+/// process is its lender's to delete.
 pub struct BareQueue {
-    inner: Arc<Inner>,
-    generation: u32,
+    home: Home,
     qid: QueueId,
     depth: u16,
     vector: Option<InterruptVector>,
@@ -37,10 +43,20 @@ pub struct BareQueue {
     /// A PRP list for each command identifier, each of one memory page, from `lists_at` on.
     memory: Registered,
     lists_at: usize,
+    /// Where what was asked for beside the queues begins.
+    room_at: usize,
     page_shift: u32,
     in_flight: u16,
     /// Completions whose entries the controller has not been told are free.
     unacked: u32,
+}
+
+/// Whose controller it is.
+enum Home {
+    /// This process's, and how often it had been reset when the queues were made.
+    Own { inner: Arc<Inner>, generation: u32, deleted: bool },
+    /// Another's.
+    Lent { stale: bool },
 }
 
 impl Controller {
@@ -49,7 +65,15 @@ impl Controller {
     /// # Errors
     /// [`Error::NoQueue`] if all that were granted are in use, others as the controller answers.
     pub fn bare_queue(&self, options: &QueueOptions) -> Result<BareQueue, Error> {
-        BareQueue::create(&self.inner, options)
+        BareQueue::create(&self.inner, options, 0)
+    }
+
+    /// The same with `room` bytes more in the queues' memory, for whoever it is lent to ([`BareQueue::lease`]).
+    ///
+    /// # Errors
+    /// As [`bare_queue`](Self::bare_queue).
+    pub fn lendable_queue(&self, options: &QueueOptions, room: usize) -> Result<BareQueue, Error> {
+        BareQueue::create(&self.inner, options, room)
     }
 
     /// Registers memory that is mapped already, such as a guest's, whole and in one window of the controller's address
@@ -83,7 +107,7 @@ impl Controller {
 }
 
 impl BareQueue {
-    fn create(inner: &Arc<Inner>, options: &QueueOptions) -> Result<Self, Error> {
+    fn create(inner: &Arc<Inner>, options: &QueueOptions, room: usize) -> Result<Self, Error> {
         // Before the queues: a reset that comes in between is noticed.
         let generation = inner.generation();
         if inner.is_gone() {
@@ -98,7 +122,8 @@ impl BareQueue {
         let cq_at = (sq_size as usize * size_of::<Command>()).next_multiple_of(page);
         let cq_bytes = (cq_size as usize * size_of::<Completion>()).next_multiple_of(page);
         let lists_at = cq_at + cq_bytes;
-        let memory = Registered::allocate(&inner.domain, lists_at + usize::from(depth) * page)?;
+        let room_at = lists_at + usize::from(depth) * page;
+        let memory = Registered::allocate(&inner.domain, room_at + room)?;
         let rings = (
             SubmissionRing::new(&memory, 0, sq_size),
             CompletionRing::new(&memory, cq_at, cq_size),
@@ -117,8 +142,7 @@ impl BareQueue {
         });
         let event = created.inspect_err(|_| inner.give_queue_id_back(qid))?;
         Ok(Self {
-            inner: Arc::clone(inner),
-            generation,
+            home: Home::Own { inner: Arc::clone(inner), generation, deleted: false },
             qid,
             depth,
             vector,
@@ -129,6 +153,7 @@ impl BareQueue {
             cq_bell: inner.bell(qid, DoorbellKind::CompletionHead),
             memory,
             lists_at,
+            room_at,
             page_shift,
             in_flight: 0,
             unacked: 0,
@@ -138,7 +163,7 @@ impl BareQueue {
     /// Whether it is a queue of this controller, as it is connected now.
     #[must_use]
     pub fn is_of(&self, controller: &Controller) -> bool {
-        Arc::ptr_eq(&self.inner, &controller.inner)
+        matches!(&self.home, Home::Own { inner, .. } if Arc::ptr_eq(inner, &controller.inner))
     }
 
     /// Queue Identifier.
@@ -253,11 +278,15 @@ impl BareQueue {
     }
 
     /// Whether the controller was disabled or given up since the queues were made: what was outstanding is over, and
-    /// nothing of it takes effect any more as far as the transport can see to that.
+    /// nothing of it takes effect any more as far as the transport can see to that. Of a queue pair that was lent to this
+    /// process: whether its lender said so ([`set_stale`](Self::set_stale)).
     #[inline]
     #[must_use]
     pub fn is_stale(&self) -> bool {
-        self.inner.generation() != self.generation
+        match &self.home {
+            Home::Own { inner, generation, .. } => inner.generation() != *generation,
+            Home::Lent { stale } => *stale,
+        }
     }
 
     /// Makes the queues again after a reset. Waits for the controller.
@@ -265,8 +294,10 @@ impl BareQueue {
     /// # Errors
     /// [`Error`]; of [`Error::Gone`] nothing can be done but to connect anew.
     pub fn renew(&mut self) -> Result<(), Error> {
-        let inner = &self.inner;
-        let generation = inner.generation();
+        let Home::Own { inner, generation, deleted: false } = &mut self.home else {
+            return Err(Error::Argument { what: "queues are made again by who has the controller" });
+        };
+        let present = inner.generation();
         if inner.is_gone() {
             return Err(Error::Gone);
         }
@@ -277,29 +308,47 @@ impl BareQueue {
         self.cq_bell.clear(memory);
         (self.in_flight, self.unacked) = (0, 0);
         inner.create_queues(self.qid, &self.sq, &self.cq, self.vector)?;
-        self.generation = generation;
+        *generation = present;
         Ok(())
+    }
+
+    /// Deletes the queues: when this succeeds, the controller is done with all that was outstanding. Its identifier is
+    /// used again when the value is dropped. Waits for the controller.
+    ///
+    /// # Errors
+    /// [`Error`]: the queues may still be in use, until the controller is reset.
+    pub fn delete(&mut self) -> Result<(), Error> {
+        let stale = self.is_stale();
+        match &mut self.home {
+            Home::Own { inner, deleted, .. } if !*deleted => {
+                if !stale && !inner.is_gone() {
+                    inner.delete_queues(self.qid)?;
+                }
+                *deleted = true;
+                Ok(())
+            }
+            Home::Own { .. } | Home::Lent { .. } => Ok(()),
+        }
     }
 }
 
 impl Drop for BareQueue {
     fn drop(&mut self) {
-        if !self.inner.is_gone()
-            && !self.is_stale()
-            && let Err(error) = self.inner.delete_queues(self.qid)
-        {
+        let deleted = self.delete();
+        let Home::Own { inner, .. } = &self.home else { return };
+        match deleted {
+            Ok(()) => inner.give_queue_id_back(self.qid),
             // Its identifier is not used again before the next reset.
-            tracing::warn!(controller = %self.inner.address, qid = %self.qid, %error, "queue pair not deleted");
-            return;
+            Err(error) => {
+                tracing::warn!(controller = %inner.address, qid = %self.qid, %error, "queue pair not deleted");
+            }
         }
-        self.inner.give_queue_id_back(self.qid);
     }
 }
 
 impl fmt::Debug for BareQueue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BareQueue")
-            .field("controller", &self.inner.address)
             .field("qid", &self.qid)
             .field("in_flight", &self.in_flight)
             .finish_non_exhaustive()

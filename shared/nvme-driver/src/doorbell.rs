@@ -3,11 +3,14 @@
 
 use std::any::Any;
 use std::fmt;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering, fence};
 
-use ipc::guest_memory::{Access, HostSlice, Region};
+use ipc::guest_memory::{Access, HostSlice, Region, RegionPolicy};
+use memmap2::{MmapOptions, MmapRaw};
 use nvme_spec::QueueId;
 use nvme_spec::register::{DoorbellKind, shadow_doorbell_offset};
 
@@ -28,6 +31,40 @@ enum Target {
 
 // SAFETY: the word is an atomic in memory that stays mapped as long as the value lives.
 unsafe impl Send for Doorbell {}
+
+/// Where a controller's doorbells lie, and the descriptor to map them with.
+#[derive(Debug)]
+pub struct DoorbellMemory {
+    /// A VFIO device, or a memory object.
+    pub fd: OwnedFd,
+    /// The part of it.
+    pub area: DoorbellArea,
+}
+
+/// A part of BAR0 as a descriptor shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DoorbellArea {
+    /// Its first byte's offset in BAR0.
+    pub first: u64,
+    /// Its first byte's offset in the descriptor.
+    pub at: u64,
+    /// Bytes.
+    pub len: u64,
+    /// The descriptor is a device's; otherwise it is a memory object's.
+    pub device: bool,
+}
+
+/// A part of a device's BAR0, mapped.
+pub(crate) struct Window {
+    map: MmapRaw,
+    area: DoorbellArea,
+}
+
+/// Doorbells that were handed over, mapped.
+pub(crate) enum Handed {
+    Device(Arc<Window>),
+    Memory(Arc<Region>, DoorbellArea),
+}
 
 /// What rings a queue: its doorbell, and the entries of the shadow buffers where the controller has them.
 pub(crate) struct Bell {
@@ -93,6 +130,64 @@ impl Doorbell {
 fn send(transport: &dyn Transport, offset: u64, value: u32) {
     if let Err(error) = transport.post_u32(offset, value) {
         tracing::debug!(%error, offset, "doorbell message failed");
+    }
+}
+
+impl Window {
+    /// Maps a part of a device.
+    pub(crate) fn map(device: &impl AsRawFd, area: DoorbellArea) -> io::Result<Self> {
+        let len = usize::try_from(area.len).map_err(io::Error::other)?;
+        let map = MmapOptions::new().offset(area.at).len(len).map_raw(device)?;
+        Ok(Self { map, area })
+    }
+
+    /// The part.
+    pub(crate) fn area(&self) -> DoorbellArea {
+        self.area
+    }
+
+    /// The doorbell at `offset` of BAR0, if it lies within.
+    pub(crate) fn doorbell(self: &Arc<Self>, offset: u64) -> Option<Doorbell> {
+        let within = usize::try_from(offset.checked_sub(self.area.first)?).ok()?;
+        if within.checked_add(size_of::<u32>())? > self.map.len() {
+            return None;
+        }
+        let keep: Arc<dyn Any + Send + Sync> = Arc::<Self>::clone(self);
+        // SAFETY: within + 4 <= len of the mapping (above), which is readable and writable and lives as long as `keep`;
+        // only atomics are referenced in it.
+        unsafe {
+            let at = NonNull::new(self.map.as_mut_ptr())?.add(within);
+            Doorbell::mapped(HostSlice::new(at, size_of::<u32>(), true), keep)
+        }
+    }
+}
+
+impl Handed {
+    /// Maps what another process handed over.
+    ///
+    /// # Errors
+    /// If it cannot be mapped.
+    pub(crate) fn map(memory: DoorbellMemory) -> io::Result<Self> {
+        let DoorbellMemory { fd, area } = memory;
+        if area.device {
+            return Window::map(&fd, area).map(|window| Self::Device(Arc::new(window)));
+        }
+        let needed = area.at.checked_add(area.len).ok_or(io::ErrorKind::InvalidInput)?;
+        let policy = RegionPolicy { any_file_system: true, ..RegionPolicy::default() };
+        let region = Region::map(fd, needed, &policy).map_err(io::Error::other)?;
+        Ok(Self::Memory(region, area))
+    }
+
+    /// The doorbell at `offset` of BAR0, if it lies within.
+    pub(crate) fn doorbell(&self, offset: u64) -> Option<Doorbell> {
+        match self {
+            Self::Device(window) => window.doorbell(offset),
+            Self::Memory(region, area) => {
+                let within = offset.checked_sub(area.first)?;
+                within.checked_add(4).filter(|&end| end <= area.len)?;
+                Doorbell::in_region(region, area.at + within)
+            }
+        }
     }
 }
 

@@ -52,7 +52,7 @@ pub mod transport;
 
 pub use address::{Address, AddressError, PciAddress};
 pub use async_queue::AsyncQueuePair;
-pub use bare_queue::BareQueue;
+pub use bare_queue::{BareQueue, QueueLease, QueueTerms};
 pub use controller::{AdminData, Controller, Event};
 pub use error::{ConnectError, Error, IoError};
 pub use memory::{DmaBuffer, MemoryError, Registered};

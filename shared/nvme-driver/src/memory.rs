@@ -4,9 +4,11 @@
 //! last one takes it out of the controller's reach and unmaps it. A [`DmaBuffer`] is a range of it that has one owner:
 //! the caller, or the request that is in flight with it.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::ptr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use ipc::guest_memory::{Access, HostSlice, Region, RegionError, RegionPolicy};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
@@ -69,6 +71,8 @@ pub(crate) struct Domain {
     transport: Arc<dyn Transport>,
     /// Ranges in use, ascending: first address and the one past the last.
     used: Mutex<Vec<(u64, u64)>>,
+    /// What is registered, by the object's address: who registers an object again shares its window.
+    registered: Mutex<HashMap<usize, Weak<Registration>>>,
 }
 
 /// A memory object that is registered with one controller. Clones share it; it stays registered until the last clone
@@ -81,7 +85,8 @@ pub struct Registered {
 struct Registration {
     region: Arc<Region>,
     iova: u64,
-    domain: Arc<Domain>,
+    /// `None`: another process registered it.
+    domain: Option<Arc<Domain>>,
 }
 
 /// A range of registered memory with one owner. It moves into a [`crate::Request`] and comes back with the
@@ -128,7 +133,11 @@ pub struct DmaBuffer {
 
 impl Domain {
     pub(crate) fn new(transport: Arc<dyn Transport>) -> Arc<Self> {
-        Arc::new(Self { transport, used: Mutex::default() })
+        Arc::new(Self { transport, used: Mutex::default(), registered: Mutex::default() })
+    }
+
+    fn registered(&self) -> MutexGuard<'_, HashMap<usize, Weak<Registration>>> {
+        self.registered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes a gap of `len` bytes.
@@ -183,13 +192,26 @@ impl Registered {
         domain: &Arc<Domain>,
         region: Arc<Region>,
     ) -> Result<Self, MemoryError> {
+        let key = Arc::as_ptr(&region).addr();
+        if let Some(inner) = domain.registered().get(&key).and_then(Weak::upgrade) {
+            return Ok(Self { inner });
+        }
         let len = region.len();
         let iova = domain.take(len).ok_or(MemoryError::Full { len })?;
         if let Err(source) = domain.transport.dma_map(iova, &region) {
             domain.give_back(iova);
             return Err(MemoryError::Refused { len, source });
         }
-        Ok(Self { inner: Arc::new(Registration { region, iova, domain: Arc::clone(domain) }) })
+        let inner = Arc::new(Registration { region, iova, domain: Some(Arc::clone(domain)) });
+        domain.registered().insert(key, Arc::downgrade(&inner));
+        Ok(Self { inner })
+    }
+
+    /// Memory that another process registered, from `iova` on: the controller goes on reaching it for as long as that
+    /// process says, whatever becomes of this value.
+    #[must_use]
+    pub fn lent(region: Arc<Region>, iova: u64) -> Self {
+        Self { inner: Arc::new(Registration { region, iova, domain: None }) }
     }
 
     /// Bytes.
@@ -226,10 +248,15 @@ impl Registered {
         self.inner.iova
     }
 
+    /// The object.
+    pub(crate) fn region(&self) -> &Arc<Region> {
+        &self.inner.region
+    }
+
     /// What tells one controller's memory from another's.
     #[inline]
     pub(crate) fn domain(&self) -> *const Domain {
-        Arc::as_ptr(&self.inner.domain)
+        self.inner.domain.as_ref().map_or(ptr::null(), Arc::as_ptr)
     }
 }
 
@@ -322,9 +349,17 @@ impl DmaBuffer {
 
 impl Drop for Registration {
     fn drop(&mut self) {
+        let Some(domain) = &self.domain else { return };
+        // Its successor under the same key, if it has one by now, stays.
+        let key = Arc::as_ptr(&self.region).addr();
+        let mut registered = domain.registered();
+        if registered.get(&key).is_some_and(|present| present.strong_count() == 0) {
+            registered.remove(&key);
+        }
+        drop(registered);
         // A target that refuses, or is gone, cannot be helped; its address is not given out again then.
-        match self.domain.transport.dma_unmap(self.iova, self.region.len()) {
-            Ok(()) => self.domain.give_back(self.iova),
+        match domain.transport.dma_unmap(self.iova, self.region.len()) {
+            Ok(()) => domain.give_back(self.iova),
             Err(error) => tracing::debug!(error = %error, iova = self.iova, "dma unmap failed"),
         }
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use ipc::event::EventFd;
 use ipc::guest_memory::Region;
 
-pub use crate::doorbell::Doorbell;
+pub use crate::doorbell::{Doorbell, DoorbellArea, DoorbellMemory};
 
 /// Why a transport failed.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +96,12 @@ pub trait Transport: fmt::Debug + Send + Sync {
 
     /// The doorbell at this offset, if it is mapped.
     fn doorbell(&self, offset: u64) -> Option<Doorbell>;
+
+    /// The memory in which the doorbells lie, for another process to map; `None` if there is none that can be handed
+    /// over.
+    fn doorbell_memory(&self) -> Option<DoorbellMemory> {
+        None
+    }
 
     /// What a doorbell write costs.
     fn doorbell_cost(&self) -> DoorbellCost;

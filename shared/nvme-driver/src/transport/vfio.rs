@@ -4,19 +4,16 @@
 //! implementation of the same trait. Each controller has an address space of its own.
 #![allow(unsafe_code)]
 
-use std::any::Any;
 use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::os::fd::{FromRawFd, IntoRawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd};
 use std::path::{Path, PathBuf};
-use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ipc::event::EventFd;
-use ipc::guest_memory::{HostSlice, Region};
-use memmap2::{MmapOptions, MmapRaw};
+use ipc::guest_memory::Region;
 use nvme_spec::register::offset::{CSTS, DOORBELLS};
 use vfio_bindings::bindings::vfio::{
     VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_MSIX_IRQ_INDEX,
@@ -26,7 +23,7 @@ use vfio_ioctls::{VfioContainer, VfioDevice, VfioError, VfioOps, VfioRegionInfoC
 
 use super::{DoorbellCost, Transport, TransportError};
 use crate::address::PciAddress;
-use crate::doorbell::Doorbell;
+use crate::doorbell::{Doorbell, DoorbellArea, DoorbellMemory, Window};
 use crate::error::ConnectError;
 use crate::memory::PAGE_SIZE;
 
@@ -53,13 +50,6 @@ pub struct Vfio {
     removed: AtomicBool,
     severed: AtomicBool,
     address: PciAddress,
-}
-
-/// A part of BAR0, mapped.
-struct Window {
-    map: MmapRaw,
-    /// Its offset in BAR0.
-    first: u64,
 }
 
 impl Vfio {
@@ -185,9 +175,8 @@ fn map_doorbells(device: &VfioDevice, size: u64) -> Option<Window> {
         }
     }
     let at = device.get_region_offset(VFIO_PCI_BAR0_REGION_INDEX).checked_add(DOORBELLS)?;
-    let len = usize::try_from(end - DOORBELLS).ok()?;
-    let map = MmapOptions::new().offset(at).len(len).map_raw(device).ok()?;
-    Some(Window { map, first: DOORBELLS })
+    let area = DoorbellArea { first: DOORBELLS, at, len: end - DOORBELLS, device: true };
+    Window::map(device, area).ok()
 }
 
 /// A second descriptor of the event, as vfio-ioctls takes it.
@@ -222,18 +211,14 @@ impl Transport for Vfio {
     }
 
     fn doorbell(&self, offset: u64) -> Option<Doorbell> {
-        let window = self.doorbells.as_ref()?;
-        let within = usize::try_from(offset.checked_sub(window.first)?).ok()?;
-        if within.checked_add(size_of::<u32>())? > window.map.len() {
-            return None;
-        }
-        let keep: Arc<dyn Any + Send + Sync> = Arc::<Window>::clone(window);
-        // SAFETY: within + 4 <= len of the mapping (above), which is readable and writable and lives as long as `keep`;
-        // only atomics are referenced in it.
-        unsafe {
-            let at = NonNull::new(window.map.as_mut_ptr())?.add(within);
-            Doorbell::mapped(HostSlice::new(at, size_of::<u32>(), true), keep)
-        }
+        self.doorbells.as_ref()?.doorbell(offset)
+    }
+
+    fn doorbell_memory(&self) -> Option<DoorbellMemory> {
+        let area = self.doorbells.as_ref()?.area();
+        // SAFETY: the descriptor is the device's own, open as long as `self` is borrowed.
+        let fd = unsafe { BorrowedFd::borrow_raw(self.device.as_raw_fd()) };
+        Some(DoorbellMemory { fd: fd.try_clone_to_owned().ok()?, area })
     }
 
     fn doorbell_cost(&self) -> DoorbellCost {

@@ -21,7 +21,7 @@ use vfio_user::region::RegionIndex;
 use vfio_user::version::{Capabilities, MAJOR, Proposal};
 
 use super::{DoorbellCost, Transport, TransportError};
-use crate::doorbell::Doorbell;
+use crate::doorbell::{Doorbell, DoorbellArea, DoorbellMemory};
 
 /// Class code of an NVMe I/O controller.
 const CLASS_NVME: u32 = 0x01_08_02;
@@ -270,6 +270,13 @@ impl Transport for VfioUser {
         let mapping = self.doorbells.as_ref()?;
         let within = offset.checked_sub(mapping.first).filter(|&at| at + 4 <= mapping.len)?;
         Doorbell::in_region(&mapping.region, mapping.at + within)
+    }
+
+    fn doorbell_memory(&self) -> Option<DoorbellMemory> {
+        let Mapping { region, first, at, len } = self.doorbells.as_ref()?;
+        let fd = region.fd().try_clone_to_owned().ok()?;
+        let area = DoorbellArea { first: *first, at: *at, len: *len, device: false };
+        Some(DoorbellMemory { fd, area })
     }
 
     fn doorbell_cost(&self) -> DoorbellCost {
