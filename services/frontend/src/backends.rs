@@ -2,19 +2,30 @@
 
 use nvme::Request;
 use nvme_spec::{Nsid, Status};
-use service::control::{Client, ControlError};
+use service::control::{Client, ControlError, Session};
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use vireo_proto::handoff::{BdevInfo, DescribeBdev, EraseBdev, FlushBdev, reply, request};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use vireo_proto::handoff::{
+    AwaitDrained, BdevInfo, DescribeBdev, EraseBdev, FlushBdev, reply, request,
+};
 
-use crate::subsystem::SharedSubsystem;
+use crate::subsystem::{Bdevs, SharedSubsystem};
 
 /// Longest erase of a block device (Format NVM): a large file on a slow disk.
 const ERASE_TIMEOUT: Duration = Duration::from_secs(600);
 /// Longest flush of a block device.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// First pause before a backend is asked again whether requests have ended; doubled up to [`MAX_DRAIN_PAUSE`].
+const DRAIN_PAUSE: Duration = Duration::from_millis(5);
+/// Longest such pause.
+const MAX_DRAIN_PAUSE: Duration = Duration::from_millis(200);
+/// After how long it is said again that a backend has not told so.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Connections to the host's backends, made when first asked for.
 pub struct Backends {
@@ -29,12 +40,13 @@ impl Backends {
         Self { runtime_dir, sender, clients: Mutex::new(HashMap::new()) }
     }
 
+    fn socket(&self, backend: &str) -> PathBuf {
+        self.runtime_dir.join(format!("backend-{backend}.sock"))
+    }
+
     fn client(&self, backend: &str) -> Arc<Client> {
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        let make = || {
-            let path = self.runtime_dir.join(format!("backend-{backend}.sock"));
-            Arc::new(Client::new(path, &self.sender))
-        };
+        let make = || Arc::new(Client::new(self.socket(backend), &self.sender));
         Arc::clone(clients.entry(backend.to_owned()).or_insert_with(make))
     }
 
@@ -49,6 +61,22 @@ impl Backends {
             reply::Body::BdevInfo(info) => Ok(info),
             _ => Err(session.unexpected("bdev info")),
         }
+    }
+
+    /// Waits until no backend has anything under way of what `worker` asked it for a controller, for as long as it takes:
+    /// nobody else knows, and a client that is told too early that memory is its own again finds it written later. A
+    /// backend that died is waited for, too: its successor has its devices only when the kernel has let go of them.
+    pub async fn drained(&self, bdevs: Bdevs, controller: u128, worker: &str) {
+        let mut asked = JoinSet::new();
+        for (backend, bdevs) in bdevs {
+            let body = AwaitDrained {
+                controller_id: vireo_proto::id_to_bytes(controller),
+                worker: worker.to_owned(),
+                bdevs: bdevs.into_iter().collect(),
+            };
+            asked.spawn(drained(self.socket(&backend), self.sender.clone(), backend, body));
+        }
+        while asked.join_next().await.is_some() {}
     }
 
     /// Carries out what a controller asks for. The status is what its host is told; why it failed is logged.
@@ -111,6 +139,41 @@ impl Backends {
             }
         }
     }
+}
+
+/// Asks one backend until it says that nothing is under way. Over a connection of its own, so that nothing else waits
+/// behind a question that waits.
+async fn drained(socket: PathBuf, sender: String, backend: String, body: AwaitDrained) {
+    let mut pause = DRAIN_PAUSE;
+    let mut complain_at = Instant::now() + DRAIN_PATIENCE;
+    let mut session = None;
+    loop {
+        let error = match ask_drained(&mut session, &socket, &sender, &body).await {
+            Ok(()) => return,
+            Err(error) => error,
+        };
+        if Instant::now() >= complain_at {
+            complain_at = Instant::now() + DRAIN_PATIENCE;
+            let worker = &body.worker;
+            let error = error.line();
+            tracing::warn!(backend, worker, error, "requests of a worker have not ended");
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(MAX_DRAIN_PAUSE);
+    }
+}
+
+async fn ask_drained(
+    session: &mut Option<Session>,
+    socket: &Path,
+    sender: &str,
+    body: &AwaitDrained,
+) -> Result<(), ControlError> {
+    let session = match session.take().filter(|session| !session.is_closed()) {
+        Some(open) => session.insert(open),
+        None => session.insert(Session::connect(socket, sender)?),
+    };
+    session.tell(request::Body::AwaitDrained(body.clone()), &[]).await.map(drop)
 }
 
 /// Stores a change of one namespace, or of all.

@@ -4,6 +4,7 @@ use crate::connection::{Connection, ConnectionError, Incoming};
 use crate::endpoint::{MAX_REQUESTS, Shared};
 use crate::function::Function;
 use crate::link::{Assignment, ClientSeat, Link};
+use crate::pause::Wanted;
 use crate::signal::Stuck;
 use ipc::event::EventFd;
 use nvme::Effect;
@@ -13,7 +14,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use vfio_user::server::{Deferred, Outcome, Session};
 use vfio_user::version::Limits;
@@ -65,6 +66,8 @@ pub async fn serve(
     let connection =
         Connection::new(socket, segment, shared.closer.clone()).map_err(ClientError::Connection)?;
     let description = function.connect(shared.now())?;
+    let pauses = shared.pause.wanted();
+    function.set_paused(pauses.borrow().paused);
     let seat = Arc::new(ClientSeat {
         generation,
         controller_id: function.segment().id(),
@@ -72,6 +75,7 @@ pub async fn serve(
         segment: function.segment().read_only_fd()?,
         doorbells: function.doorbells().client_fd()?,
         kick: peer_kick,
+        limits: shared.subsystem.limits().seat(function.controller().id()),
     });
     let (answer, answers) = mpsc::channel(MAX_REQUESTS);
     let lives = shared.links.iter().map(|link| link.progress().life).collect();
@@ -87,6 +91,7 @@ pub async fn serve(
         answer,
         answers,
         kick,
+        pauses,
     };
     client.assign(true);
     let result = client.run().await;
@@ -117,6 +122,8 @@ struct Client<'a> {
     answer: mpsc::Sender<(nvme::Ticket, Result<(), Status>)>,
     answers: mpsc::Receiver<(nvme::Ticket, Result<(), Status>)>,
     kick: AsyncFd<EventFd>,
+    /// Whether the endpoint is paused.
+    pauses: watch::Receiver<Wanted>,
 }
 
 /// Why a client's task woke up.
@@ -129,6 +136,10 @@ enum Event {
     SubsystemChanged,
     /// Another controller reset the subsystem.
     SubsystemReset,
+    /// Limits of the subsystem changed.
+    LimitsChanged,
+    /// The endpoint is to be paused, or to go on.
+    Pause,
     /// A backend's answer.
     Answer(nvme::Ticket, Result<(), Status>),
 }
@@ -138,6 +149,8 @@ impl Client<'_> {
     async fn run(&mut self) -> Result<(), ConnectionError> {
         let mut changes = self.shared.subsystem.changes();
         let mut resets = self.shared.subsystem.resets();
+        let mut limits = self.shared.subsystem.limits().changes();
+        let mut pauses = self.pauses.clone();
         let mut stop = self.shared.stop.subscribe();
         if *stop.borrow_and_update() {
             return Ok(());
@@ -150,6 +163,8 @@ impl Client<'_> {
                 () = self.shared.notify.notified() => Event::Look,
                 _ = changes.changed() => Event::SubsystemChanged,
                 _ = resets.changed() => Event::SubsystemReset,
+                _ = limits.changed() => Event::LimitsChanged,
+                _ = pauses.changed() => Event::Pause,
                 Some((ticket, outcome)) = self.answers.recv() => Event::Answer(ticket, outcome),
                 () = tokio::time::sleep(tick.unwrap_or_default()), if tick.is_some() => Event::Look,
                 _ = stop.changed() => Event::Message(None),
@@ -159,10 +174,13 @@ impl Client<'_> {
                 Event::Message(None) => return Ok(()),
                 Event::SubsystemChanged => self.function.subsystem_changed(),
                 Event::SubsystemReset => self.function.subsystem_reset(),
+                Event::LimitsChanged => self.function.limits_changed(),
+                Event::Pause => self.function.set_paused(pauses.borrow_and_update().paused),
                 Event::Answer(ticket, outcome) => self.function.complete(ticket, outcome),
                 Event::Look => {}
             }
             self.advance()?;
+            self.shared.pause.tell(self.function.is_still());
             let change = *changes.borrow();
             if self.function.is_settled() && !changes.has_changed().unwrap_or(false) {
                 self.shared.settled.send_replace(change);
@@ -225,6 +243,7 @@ impl Client<'_> {
         let mut another_life = false;
         for (index, link) in self.shared.links.iter().enumerate() {
             let progress = link.progress();
+            self.function.worker_drains(index, progress.draining);
             if let Some(known) = self.lives.get_mut(index)
                 && *known != progress.life
             {

@@ -1,41 +1,43 @@
 //! An endpoint: a directory whose socket `cntrl` takes one client after the other, one PCI function behind it.
 
+mod socket;
+
 use crate::backends::Backends;
 use crate::client;
 use crate::closer::Closer;
 use crate::function::{Function, FunctionConfig, FunctionError};
 use crate::link::{Link, LinkConfig};
+use crate::pause::Pause;
 use crate::subsystem::SharedSubsystem;
 use ipc::layout::latency::{BUCKETS, upper_bound};
 use ipc::layout::queues::QueuesLayout;
 use ipc::segment::Segment;
 use nvme::{ControllerConfig, WorkerSeat};
+use nvme_spec::ControllerId;
 use service::observe::SharedQueues;
+use socket::Socket;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use telemetry::limit::Limit;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, Semaphore, watch};
 use vireo_proto::handoff::{
-    EndpointReport, LatencyBucket, LatencyCounts, LatencyKind, NamespaceCounters, QueuesSegment,
-    WorkerCounters,
+    EndpointReport, LatencyBucket, LatencyCounts, LatencyKind, Limits, NamespaceCounters,
+    QueuesSegment, WorkerCounters,
 };
 
-/// Name of the socket in the endpoint's directory, as every vfio-user client of this kind expects it.
-const SOCKET: &str = "cntrl";
 /// Pause after an accept that failed for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Most rows of counters in one answer, each of at most 82 bytes: with the rest they fit into one message. One worker has
+/// Most rows of counters in one answer, each of at most 104 bytes: with the rest they fit into one message. One worker has
 /// fewer.
 const MAX_REPORT_ROWS: usize = 1024;
 /// Rows of latencies of a worker.
 const LATENCY_ROWS: usize = 3 * BUCKETS;
 const _: () = assert!(ipc::layout::MAX_NAMESPACES + LATENCY_ROWS <= MAX_REPORT_ROWS);
-const _: () = assert!(MAX_REPORT_ROWS * 82 < ipc::handoff::MAX_MESSAGE / 2);
+const _: () = assert!(MAX_REPORT_ROWS * 104 < ipc::handoff::MAX_MESSAGE / 2);
 
 /// Most requests to backends of one endpoint's clients, with those that a reset or a client left behind: twice as many as
 /// admin commands can wait.
@@ -123,6 +125,8 @@ pub struct Shared {
     pub settled: watch::Sender<u64>,
     /// The client that is connected.
     pub client: watch::Sender<Option<ClientIdentity>>,
+    /// Whether its commands are fetched.
+    pub pause: Arc<Pause>,
     /// True once nothing of the endpoint is in flight any more.
     pub ended: watch::Sender<bool>,
     /// Closes what clients send and nobody wants.
@@ -165,9 +169,13 @@ pub struct Endpoint {
     /// What it was made with.
     pub config: EndpointConfig,
     id: u128,
+    /// The controller, as its subsystem knows it.
+    controller: ControllerId,
     /// What each of its workers counts, in the order of [`EndpointConfig::workers`].
     queues: Vec<Arc<Segment<QueuesLayout>>>,
     shared: Arc<Shared>,
+    /// Gone once the endpoint is to stop.
+    socket: Mutex<Option<Socket>>,
 }
 
 impl Endpoint {
@@ -183,20 +191,29 @@ impl Endpoint {
         workers: Vec<PathBuf>,
         sender: &str,
     ) -> Result<Self, EndpointError> {
-        let listener = listen(&config.path)?;
+        let (listener, socket) = socket::listen(&config.path)?;
         let id = random_id().map_err(EndpointError::Random)?;
         let notify = Arc::new(Notify::new());
         let mut seats = Vec::new();
         let mut counted = Vec::new();
         let mut links = Vec::new();
-        for (index, worker) in workers.into_iter().enumerate() {
+        for (index, (worker, name)) in workers.into_iter().zip(&config.workers).enumerate() {
             let queues = Arc::new(Segment::<QueuesLayout>::create("vireo-queues", id)?);
             let descriptor = queues.fd().try_clone_to_owned().map_err(EndpointError::Descriptor)?;
             let notify = Arc::clone(&notify);
             let (index, sender) = (index as u32, sender.to_owned());
-            links.push(Link::new(LinkConfig { worker, sender, index, queues: descriptor, notify }));
+            links.push(Link::new(LinkConfig {
+                worker,
+                sender,
+                index,
+                queues: descriptor,
+                notify,
+                name: format!("worker-{name}"),
+                backends: Arc::clone(&backends),
+                subsystem: Arc::clone(&subsystem),
+            }));
             counted.push(Arc::clone(&queues));
-            seats.push(WorkerSeat { queues, attached: false });
+            seats.push(WorkerSeat::new(queues));
         }
         let controller_id = subsystem.lock().add_controller().ok_or_else(|| {
             EndpointError::TooManyControllers { subsystem: config.subsystem.clone() }
@@ -228,6 +245,7 @@ impl Endpoint {
             stop: watch::Sender::new(false),
             settled: watch::Sender::new(u64::MAX),
             client: watch::Sender::new(None),
+            pause: Arc::default(),
             ended: watch::Sender::new(false),
             closer: Closer::default(),
             requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
@@ -242,7 +260,8 @@ impl Endpoint {
             }
             of_task.ended.send_replace(true);
         });
-        Ok(Self { config, id, queues: counted, shared })
+        let (controller, socket) = (controller_id, Mutex::new(Some(socket)));
+        Ok(Self { config, id, controller, queues: counted, shared, socket })
     }
 
     /// Whether a client is connected.
@@ -260,6 +279,7 @@ impl Endpoint {
             connected: client.is_some(),
             client_pid: identity.pid,
             client_uid: identity.uid,
+            pause_state: self.shared.pause.state().into(),
             ..EndpointReport::default()
         };
         let workers = self.config.workers.iter().zip(&self.queues);
@@ -276,6 +296,19 @@ impl Endpoint {
             next += 1;
         }
         report
+    }
+
+    /// Whether its commands are fetched.
+    pub fn pause(&self) -> &Arc<Pause> {
+        &self.shared.pause
+    }
+
+    /// Sets what its controller may do.
+    ///
+    /// # Errors
+    /// One line: it cannot be limited.
+    pub fn limit(&self, wanted: Option<&Limits>) -> Result<(), String> {
+        self.shared.subsystem.limits().set_controller(self.controller, wanted)
     }
 
     /// The segments that its workers count in.
@@ -301,9 +334,8 @@ impl Endpoint {
     /// Begins to end: the client's connection ends, nobody finds the socket any more, and another endpoint may take its
     /// place.
     pub fn stop(&self) {
-        if !self.shared.stop.send_replace(true) {
-            std::fs::remove_file(self.config.path.join(SOCKET)).ok();
-        }
+        self.shared.stop.send_replace(true);
+        drop(self.socket.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     /// Waits until nothing of the endpoint is in flight, and its client's connection is closed, after
@@ -339,7 +371,8 @@ fn latencies(queues: &QueuesLayout) -> Vec<LatencyCounts> {
 fn counters(queues: &QueuesLayout) -> Vec<NamespaceCounters> {
     // Relaxed: each counter stands for itself.
     let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    let rows = queues.counters.iter().zip(1..).map(|(counters, nsid)| NamespaceCounters {
+    let both = queues.counters.iter().zip(&queues.throttled);
+    let rows = both.zip(1..).map(|((counters, throttled), nsid)| NamespaceCounters {
         nsid,
         reads: load(&counters.reads),
         writes: load(&counters.writes),
@@ -348,6 +381,8 @@ fn counters(queues: &QueuesLayout) -> Vec<NamespaceCounters> {
         written_bytes: load(&counters.written_bytes),
         errors: load(&counters.errors),
         media_errors: load(&counters.media_errors),
+        throttled: load(&throttled.commands),
+        throttled_ns: load(&throttled.waited_ns),
     });
     rows.filter(|row| *row != NamespaceCounters { nsid: row.nsid, ..Default::default() }).collect()
 }
@@ -384,6 +419,7 @@ async fn run(shared: Arc<Shared>, mut function: Function, listener: UnixListener
         shared.client.send_replace(Some(identity));
         // What changes from here on waits for this client.
         shared.settled.send_replace(0);
+        shared.pause.tell(false);
         if let Err(error) = client::serve(&mut function, &shared, socket, generation).await {
             tracing::error!(
                 endpoint = shared.name,
@@ -392,36 +428,12 @@ async fn run(shared: Arc<Shared>, mut function: Function, listener: UnixListener
             );
             shared.settled.send_replace(u64::MAX);
         }
+        shared.pause.tell(true);
         shared.client.send_replace(None);
     }
     shared.subsystem.lock().remove_controller(function.controller().id());
     // Connections that nobody took may hold descriptors.
     shared.closer.close(listener.into_std().map(OwnedFd::from).ok());
-}
-
-/// Listens on the socket in `directory`. A socket that nobody answers on is replaced.
-fn listen(directory: &Path) -> Result<UnixListener, EndpointError> {
-    let socket = |act, path: &Path| {
-        let path = path.to_owned();
-        move |source| EndpointError::Socket { act, path, source }
-    };
-    let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true).mode(0o750);
-    builder.create(directory).map_err(socket("create", directory))?;
-    let path = directory.join(SOCKET);
-    if std::os::unix::net::UnixStream::connect(&path).is_ok() {
-        return Err(EndpointError::InUse { path });
-    }
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(socket("replace", &path)(error));
-        }
-        _ => {}
-    }
-    let listener = UnixListener::bind(&path).map_err(socket("listen on", &path))?;
-    let mode = std::fs::Permissions::from_mode(0o660);
-    std::fs::set_permissions(&path, mode).map_err(socket("set the mode of", &path))?;
-    Ok(listener)
 }
 
 fn random_id() -> std::io::Result<u128> {

@@ -8,8 +8,13 @@
 //! A worker may touch a client's memory until it says that it let go, or until its end of the connection is closed: then
 //! its process is gone, or has let go of all that came over the connection. A call that fails proves neither, so the
 //! controller's seat at the worker stands until then ([`Progress`]).
+//!
+//! What a worker asked of backends by ring outlives it: a dead one's requests are carried out to their end. So the seat
+//! stands until the backends have said, too, that nothing of it is under way.
 
+use crate::backends::Backends;
 use crate::function::Wanted;
+use crate::subsystem::SharedSubsystem;
 use ipc::event::EventFd;
 use ipc::guest_memory::{Region, RegionId};
 use service::control::{ControlError, Session};
@@ -63,6 +68,8 @@ pub struct ClientSeat {
     pub doorbells: OwnedFd,
     /// The frontend's kick eventfd.
     pub kick: OwnedFd,
+    /// The subsystem's limits segment, and the controller's row in it.
+    pub limits: Option<(OwnedFd, u32)>,
 }
 
 /// How far a worker is.
@@ -71,8 +78,11 @@ pub struct Progress {
     /// Lives of the worker that ended while they had, or may have had, a client: whoever looks twice and finds another
     /// number knows that what it saw the first time is lost.
     pub life: u64,
-    /// The generation of the client that the worker has, or may have. None: it touches nothing of any.
+    /// The generation of the client that the worker has, or may have, or of which a backend may have a request of the
+    /// worker's under way. None: nothing of any is touched.
     pub holds: Option<u64>,
+    /// The worker is gone, and what is held is only what backends may have under way.
+    pub draining: bool,
     /// The generation of the client that is attached for certain.
     pub serving: Option<u64>,
     /// [`Wanted::number`] that the worker has.
@@ -99,6 +109,20 @@ pub struct LinkConfig {
     pub queues: OwnedFd,
     /// Told at every progress.
     pub notify: Arc<Notify>,
+    /// The worker as it names itself to backends, `worker-<name>`.
+    pub name: String,
+    /// Whom the worker asks.
+    pub backends: Arc<Backends>,
+    /// What it asks them for.
+    pub subsystem: Arc<SharedSubsystem>,
+}
+
+impl LinkConfig {
+    /// Waits until nothing of a controller is under way at backends that the worker asked for.
+    async fn drained(&self, controller: u128) {
+        let bdevs = self.subsystem.bdevs();
+        self.backends.drained(bdevs, controller, &self.name).await;
+    }
 }
 
 impl Link {
@@ -158,8 +182,14 @@ async fn run(
         if died && progress.serving.is_some() {
             pause = MIN_PAUSE;
         }
-        let life = progress.life + u64::from(progress.holds.is_some());
-        tell.send_replace(Progress { life, ..Progress::default() });
+        let number = progress.life + u64::from(progress.holds.is_some());
+        if progress.holds.is_some() {
+            let (holds, draining) = (progress.holds, true);
+            tell.send_replace(Progress { life: number, holds, draining, ..Progress::default() });
+            config.notify.notify_one();
+            config.drained(life.handed.controller_id).await;
+        }
+        tell.send_replace(Progress { life: number, ..Progress::default() });
         config.notify.notify_one();
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(MAX_PAUSE);
@@ -237,14 +267,17 @@ impl Life<'_> {
             controller_id: client.controller_id.to_le_bytes().to_vec(),
             name: client.name.clone(),
             worker_index: self.config.index,
+            limits_row: client.limits.as_ref().map(|(_, row)| *row),
         });
-        let fds = [
+        let mut fds = vec![
             client.segment.as_fd(),
             self.config.queues.as_fd(),
             client.doorbells.as_fd(),
             client.kick.as_fd(),
         ];
+        fds.extend(client.limits.as_ref().map(|(segment, _)| segment.as_fd()));
         // From here on it may have the client, whatever becomes of the call.
+        self.handed.controller_id = client.controller_id;
         self.tell.send_modify(|progress| progress.holds = Some(client.generation));
         let kick = self.ask(body, &fds).await?.into_iter().next();
         let kick = kick.ok_or_else(|| self.session.unexpected("done with a kick eventfd"))?;
@@ -263,6 +296,7 @@ impl Life<'_> {
             let controller_id = self.controller_id();
             let body = request::Body::DetachController(DetachController { controller_id });
             self.ask(body, &[]).await?;
+            self.config.drained(self.handed.controller_id).await;
             let life = self.tell.borrow().life;
             self.tell.send_replace(Progress { life, ..Progress::default() });
         }

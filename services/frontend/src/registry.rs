@@ -15,8 +15,8 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 use vireo_proto::Failure;
 use vireo_proto::handoff::{
-    self, ApplyFailure, ApplyResult, ApplyTargets, DoorbellMode, ProcessStatus, StatusItem, reply,
-    request,
+    self, ApplyFailure, ApplyResult, ApplyTargets, DoorbellMode, PauseState, ProcessStatus,
+    StatusItem, reply, request,
 };
 
 /// How long endpoints that are removed may take to end, and then the last commands of namespaces that are, before the
@@ -110,11 +110,12 @@ impl Registry {
                 failures.push(ApplyFailure { object, message });
             }
         }
-        for endpoint in endpoints {
+        for (endpoint, wanted) in endpoints.into_iter().zip(&wanted.endpoints) {
             match endpoint {
                 Ok(endpoint) => {
                     let object = format!("endpoint {}", endpoint.name);
-                    if let Err(message) = self.apply_endpoint(endpoint) {
+                    let limits = wanted.limits.as_ref();
+                    if let Err(message) = self.apply_endpoint(endpoint, limits) {
                         failures.push(ApplyFailure { object, message });
                     }
                 }
@@ -148,16 +149,26 @@ impl Registry {
         for subsystem in subsystems {
             let removed = self.lock().remove_namespaces(&subsystem, wanted, failures);
             let endpoints = self.lock().endpoints_of(&subsystem);
+            let mut left = removed.is_empty();
             for (nsid, number) in removed {
                 for endpoint in &endpoints {
                     if timeout_at(deadline, endpoint.settled(number)).await.is_err() {
+                        left = true;
                         let object = format!("namespace {nsid} of subsystem {subsystem}");
                         let message = format!("still in use by endpoint {}", endpoint.config.name);
                         failures.push(ApplyFailure { object, message });
                     }
                 }
             }
+            if !left && let Some(known) = self.lock().subsystems.get(&subsystem) {
+                known.shared.forget_bdevs();
+            }
         }
+    }
+
+    fn endpoint(&self, name: &str) -> Result<Arc<Endpoint>, Failure> {
+        let endpoint = self.lock().endpoints.get(name).cloned();
+        endpoint.ok_or_else(|| Failure::not_found(format!("there is no endpoint {name}")))
     }
 
     fn lock(&self) -> MutexGuard<'_, Targets> {
@@ -172,7 +183,11 @@ impl Registry {
         let shared = self.subsystem(wanted)?;
         for namespace in &wanted.namespaces {
             let object = format!("namespace {} of subsystem {}", namespace.nsid, wanted.name);
-            if let Err(message) = self.apply_namespace(&shared, namespace).await {
+            let applied = self.apply_namespace(&shared, namespace).await;
+            let limits = namespace.limits.as_ref();
+            let applied =
+                applied.and_then(|()| shared.limits().set_namespace(Nsid(namespace.nsid), limits));
+            if let Err(message) = applied {
                 failures.push(ApplyFailure { object, message });
             }
         }
@@ -213,7 +228,8 @@ impl Registry {
         wanted: &handoff::Namespace,
     ) -> Result<(), String> {
         let known = self.lock().namespace(shared.name(), wanted.nsid).cloned();
-        if known.as_ref() == Some(wanted) {
+        let limits = wanted.limits;
+        if known.is_some_and(|known| handoff::Namespace { limits, ..known } == *wanted) {
             return Ok(());
         }
         let info = self
@@ -242,7 +258,11 @@ impl Registry {
                     None => Protection::None,
                 },
             };
-            shared.lock().add_namespace(config)
+            let mut subsystem = shared.lock();
+            let added = subsystem.add_namespace(config);
+            let context = telemetry::spans::current().filter(|context| context.is_sampled());
+            subsystem.note_trace(nsid, context.map_or([0; 3], |context| context.to_words()));
+            added
         };
         result.map_err(|error| error.to_string())?;
         tracing::info!(
@@ -259,10 +279,14 @@ impl Registry {
         Ok(())
     }
 
-    fn apply_endpoint(&self, wanted: EndpointConfig) -> Result<(), String> {
+    fn apply_endpoint(
+        &self,
+        wanted: EndpointConfig,
+        limits: Option<&handoff::Limits>,
+    ) -> Result<(), String> {
         let mut targets = self.lock();
-        if targets.endpoints.contains_key(&wanted.name) {
-            return Ok(());
+        if let Some(endpoint) = targets.endpoints.get(&wanted.name) {
+            return endpoint.limit(limits);
         }
         let subsystem = targets
             .subsystems
@@ -277,8 +301,10 @@ impl Registry {
         let endpoint = Endpoint::start(wanted, subsystem, backends, workers, &sender)
             .map_err(|error| crate::line(&error))?;
         tracing::info!(endpoint = name, path = %endpoint.config.path.display(), "endpoint ready");
+        // Also where there are none: another controller's may have been there before.
+        let limited = endpoint.limit(limits);
         targets.endpoints.insert(name, Arc::new(endpoint));
-        Ok(())
+        limited
     }
 
     fn status(&self) -> ProcessStatus {
@@ -287,7 +313,7 @@ impl Registry {
         for (name, known) in &targets.subsystems {
             let mut item = |kind: &str, name: String, message: String| {
                 let (kind, state) = (kind.to_owned(), "ready".to_owned());
-                items.push(StatusItem { kind, name, state, message });
+                items.push(StatusItem { kind, name, state, message, ..StatusItem::default() });
             };
             item("subsystem", name.clone(), known.names[0].clone());
             for (nsid, namespace) in known.shared.lock().namespaces() {
@@ -307,6 +333,7 @@ impl Registry {
                 name: endpoint.config.name.clone(),
                 state: state.to_owned(),
                 message: endpoint.config.path.display().to_string(),
+                paused: endpoint.pause().state() != PauseState::Running,
             });
         };
         for endpoint in targets.endpoints.values() {
@@ -364,7 +391,7 @@ impl Targets {
             known.namespaces.values().filter(|old| !stays(old)).map(|old| old.nsid).collect();
         let mut removed = Vec::new();
         for nsid in surplus {
-            let result = known.shared.lock().remove_namespace(Nsid(nsid));
+            let result = known.shared.remove_namespace(Nsid(nsid));
             if let Err(error) = result {
                 let object = format!("namespace {nsid} of subsystem {name}");
                 failures.push(ApplyFailure { object, message: error.to_string() });
@@ -394,12 +421,22 @@ impl Handler for Registry {
                 Ok(Answer::new(reply::Body::ProcessStatus(self.status())))
             }
             request::Body::ReadEndpoint(read) => {
-                let endpoint = self.lock().endpoints.get(&read.endpoint).cloned();
-                let endpoint = endpoint.ok_or_else(|| {
-                    Failure::not_found(format!("there is no endpoint {}", read.endpoint))
-                })?;
+                let endpoint = self.endpoint(&read.endpoint)?;
                 let report = endpoint.report(read.first_worker as usize);
                 Ok(Answer::new(reply::Body::EndpointReport(report)))
+            }
+            request::Body::PauseEndpoint(pause) => {
+                let settle = Duration::from_nanos(pause.settle_ns);
+                let longest = Duration::from_nanos(pause.longest_ns);
+                let endpoint = self.endpoint(&pause.endpoint)?;
+                endpoint.pause().begin(settle, (!longest.is_zero()).then_some(longest));
+                tracing::info!(endpoint = pause.endpoint, "endpoint paused");
+                Ok(Answer::done())
+            }
+            request::Body::ResumeEndpoint(resume) => {
+                self.endpoint(&resume.endpoint)?.pause().end();
+                tracing::info!(endpoint = resume.endpoint, "endpoint goes on");
+                Ok(Answer::done())
             }
             _ => Err(Failure::unsupported()),
         }

@@ -47,6 +47,10 @@ pub struct Controller {
     pub(crate) seen: Vec<Seen>,
     pub(crate) life: Life,
     pub(crate) ranges: RangeList,
+    /// The function may do DMA ([`Controller::set_bus_master`]).
+    pub(crate) bus_master: bool,
+    /// CAP.NSSRS: the controller is the subsystem's only one, as of the last look.
+    pub(crate) alone: bool,
     next_ticket: u64,
 }
 
@@ -87,6 +91,8 @@ impl Controller {
             seen: namespaces::nothing_seen(),
             life: Life::default(),
             ranges,
+            bus_master: true,
+            alone: true,
             next_ticket: 1,
         };
         controller.clear_rows();
@@ -130,7 +136,28 @@ impl Controller {
     /// the backend, a completion queue that is full. Call [`Controller::poll`] at every kick, and every millisecond or
     /// so while this is true.
     pub fn is_waiting(&self) -> bool {
-        self.is_draining() || !self.work.is_empty() || self.admin.has_backlog()
+        let backlog = self.bus_master && self.admin.has_backlog();
+        self.is_draining() || !self.work.is_empty() || backlog
+    }
+
+    /// Whether the function may do DMA.
+    pub fn is_bus_master(&self) -> bool {
+        self.bus_master
+    }
+
+    /// The function may do DMA from now on, or no more (PCI Command register, Bus Master Enable). Without it no command is
+    /// fetched and no completion posted; what is in flight with workers ends, and has ended when each of them has
+    /// acknowledged the version that is returned ([`WorkerSeat::has_acknowledged`]).
+    pub fn set_bus_master(&mut self, on: bool, cx: &mut Context<'_>) -> u64 {
+        if self.bus_master != on {
+            self.bus_master = on;
+            if self.state == State::Enabled {
+                self.tell_enabled();
+                self.publish(cx);
+            }
+        }
+        self.poll(cx);
+        self.segment.signals.version.load(Ordering::Relaxed)
     }
 
     /// Whether requests to backends are unanswered. They outlive a reset and the client: a namespace stays closed until
@@ -149,10 +176,41 @@ impl Controller {
     /// Looks at what workers acknowledged and reported, and goes on with whatever waited for it. Cheap; to be called
     /// at every kick, after a worker's seat changed, and while [`Controller::is_waiting`].
     pub fn poll(&mut self, cx: &mut Context<'_>) {
+        self.alone = cx.subsystem.is_alone();
         self.collect_reports(cx);
         self.advance_state(cx);
         self.advance_work(cx);
         self.deliver(cx);
+    }
+
+    /// Stops fetching I/O commands, or goes on. It outlasts resets and clients. Registers and the admin queue go on.
+    pub fn set_paused(&mut self, paused: bool, cx: &mut Context<'_>) {
+        if paused != self.is_paused() {
+            // Relaxed: the version, raised by `publish`, orders it.
+            self.segment.settings.pause_number.fetch_add(1, Ordering::Relaxed);
+            self.publish(cx);
+        }
+    }
+
+    /// Whether no I/O command is to be fetched.
+    pub fn is_paused(&self) -> bool {
+        self.segment.settings.pause_number.load(Ordering::Relaxed) % 2 == 1
+    }
+
+    /// Whether the controller is paused, and no block device has anything of it.
+    pub fn is_still(&self, workers: &[WorkerSeat]) -> bool {
+        let number = self.segment.settings.pause_number.load(Ordering::Relaxed);
+        let still = |seat: &WorkerSeat| {
+            // Acquire: pairs with the worker's Release; what it had in flight has ended.
+            let seen = seat.queues.acknowledged.pause_number.load(Ordering::Acquire);
+            !seat.draining && (!seat.attached || seen >= number)
+        };
+        number % 2 == 1 && workers.iter().all(still)
+    }
+
+    /// Has the workers look at the limits.
+    pub fn limits_changed(&mut self, cx: &mut Context<'_>) {
+        self.publish(cx);
     }
 
     /// The answer to an [`Effect::Request`]. A failure is what the host is told.

@@ -55,6 +55,8 @@ pub struct Namespace {
     pub(crate) generation: u32,
     /// Controllers whose I/O has not drained yet, while a format is under way.
     pub(crate) formatting: Option<BTreeSet<ControllerId>>,
+    /// Where in which trace it was asked for.
+    pub(crate) asked_in: [u64; 3],
 }
 
 /// The identifiers that stay the same as long as subsystem, NSID and block device do.
@@ -94,7 +96,7 @@ impl Identity {
 
 impl Namespace {
     pub(crate) fn new(config: NamespaceConfig, identity: Identity, generation: u32) -> Self {
-        Self { config, identity, generation, formatting: None }
+        Self { config, identity, generation, formatting: None, asked_in: [0; 3] }
     }
 
     /// What the namespace is made of, format and protection as they are now.
@@ -151,6 +153,9 @@ pub(crate) fn store_row(row: &NamespaceRow, namespace: Option<&Namespace>) {
         row.backend.store(&config.backend);
         row.bdev.store(&config.bdev);
         row.generation.store(namespace.generation, Ordering::Relaxed);
+        for (word, value) in row.asked_in.iter().zip(namespace.asked_in) {
+            word.store(value, Ordering::Relaxed);
+        }
     }
     row.block_shift.store(config.block_shift, Ordering::Relaxed);
     row.blocks.store(namespace.blocks().0, Ordering::Relaxed);

@@ -66,14 +66,14 @@ impl Controller {
         self.poll(cx);
     }
 
-    /// Controller Capabilities (CAP).
+    /// Controller Capabilities (CAP). NVM Subsystem Reset is on offer while the controller is its subsystem's only one.
     pub(crate) fn cap(&self) -> Cap {
         let sets = CapCss::new().with_nvm(true).with_io_command_sets(true);
         Cap::new()
             .with_mqes_z((MAX_QUEUE_ENTRIES - 1) as u16)
             .with_cqr(true)
             .with_to(TIMEOUT)
-            .with_nssrs(true)
+            .with_nssrs(self.alone)
             .with_css(sets)
             .with_mpsmax(MPS_MAX)
             .with_crms(CapCrms::new().with_crwms(true))
@@ -127,7 +127,10 @@ impl Controller {
             offset::INTMC => registers.interrupt_mask &= !value,
             offset::CC => self.write_cc(Cc::from_bits(value & CC_FIELDS), cx),
             offset::CSTS if Csts::from_bits(value).nssro() => registers.nssro = false,
-            offset::NSSR if value == NSSR_RESET => cx.effect(Effect::SubsystemReset),
+            // The others' hosts are other guests: none of them resets what is theirs.
+            offset::NSSR if value == NSSR_RESET && cx.subsystem.is_alone() => {
+                cx.effect(Effect::SubsystemReset);
+            }
             // The admin queue is where it was when the controller was enabled, until it is disabled (3.5.1).
             _ if enabled => {}
             offset::AQA => {

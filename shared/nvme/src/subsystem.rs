@@ -151,6 +151,11 @@ impl Subsystem {
         self.controllers.contains(&id)
     }
 
+    /// Whether the subsystem has no more than one controller.
+    pub fn is_alone(&self) -> bool {
+        self.controllers.len() <= 1
+    }
+
     /// The namespace, if there is one.
     pub fn namespace(&self, nsid: Nsid) -> Option<&Namespace> {
         self.namespaces.get(index_of(nsid)?)?.as_ref()
@@ -185,6 +190,14 @@ impl Subsystem {
         }
         self.touch(nsid);
         Ok(())
+    }
+
+    /// Notes where in which trace a namespace was asked for, for whoever does something for its sake: the trace id, high
+    /// half first, and the span id. To be said before a controller sees the namespace.
+    pub fn note_trace(&mut self, nsid: Nsid, asked_in: [u64; 3]) {
+        if let Some(namespace) = self.namespace_mut(nsid) {
+            namespace.asked_in = asked_in;
+        }
     }
 
     /// Changes a namespace's size, in bytes. Afterwards every controller is told.

@@ -1,5 +1,7 @@
 //! The target, stepped by hand.
 
+mod limits;
+
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::rc::Rc;
@@ -22,6 +24,7 @@ use vfio_user::server::{Outcome, Reply, Session};
 use vfio_user::version::Limits;
 use vfio_user::{Errno, Header, framing};
 use vireo_frontend::function::{Function, FunctionConfig};
+use vireo_frontend::limits::SharedLimits;
 use vireo_worker::clock::{Clock, Manual};
 use vireo_worker::controller::{Attachment, BIT_BUCKET_BYTES, Change, Controller, Request};
 use vireo_worker::notify::EventNotifier;
@@ -64,6 +67,7 @@ pub struct World {
     clock: Ticks,
     fate: Fate,
     subsystem: Arc<Mutex<Subsystem>>,
+    limits: SharedLimits,
     reactor: Reactor<Ticks, EventNotifier>,
     control: ControlEnd,
     ends: Vec<End>,
@@ -107,6 +111,7 @@ impl World {
             clock,
             fate,
             subsystem,
+            limits: SharedLimits::new("simulated"),
             reactor,
             control,
             ends,
@@ -323,7 +328,10 @@ impl World {
             )
             .expect("bit bucket"),
         };
-        let controller = Box::new(Controller::new(attachment));
+        let mut controller = Box::new(Controller::new(attachment));
+        if let Some((limits, row)) = self.limits.seat(function.controller().id()) {
+            controller.limit_by(Segment::open(limits).expect("map limits"), row);
+        }
         self.control.send(Message::Attach(controller)).ok().expect("room for a message");
         end.attached = true;
     }
@@ -451,7 +459,7 @@ impl End {
     fn new(index: usize, subsystem: &Arc<Mutex<Subsystem>>, mapped: bool) -> Self {
         let id = 0x5EED_0000 + index as u128;
         let queues = Arc::new(Segment::<QueuesLayout>::create("simulated", id).expect("segment"));
-        let seat = WorkerSeat { queues: Arc::clone(&queues), attached: false };
+        let seat = WorkerSeat::new(Arc::clone(&queues));
         let mut shared = subsystem.lock().unwrap_or_else(PoisonError::into_inner);
         let controller = ControllerConfig {
             id: shared.add_controller().expect("room for a controller"),

@@ -62,8 +62,16 @@ impl Function {
 
     fn write_config(&mut self, offset: u64, data: &[u8]) -> Result<Act, Errno> {
         let effects = self.config.write(offset, data);
-        let reset = effects.iter().any(|effect| effect == ConfigEffect::FunctionLevelReset);
-        if reset { self.reset() } else { Ok(Act::Completed) }
+        if effects.contains(ConfigEffect::FunctionLevelReset) {
+            self.reset()
+        } else if effects.contains(ConfigEffect::BusMaster(true)) {
+            self.let_master();
+            Ok(Act::Completed)
+        } else if effects.contains(ConfigEffect::BusMaster(false)) {
+            self.stop_master()
+        } else {
+            Ok(Act::Completed)
+        }
     }
 }
 

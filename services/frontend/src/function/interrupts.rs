@@ -65,6 +65,15 @@ impl Interrupts {
 }
 
 impl Function {
+    /// States which eventfds workers may signal: none without the right to do DMA, which an MSI-X message is.
+    pub(super) fn want_vectors(&mut self) {
+        self.wanted.vectors = match self.controller.is_bus_master() {
+            true => self.interrupts.eventfds(),
+            false => Vec::new(),
+        };
+        self.wanted.number += 1;
+    }
+
     /// Carries SET_IRQS out: here for the admin queue's vector, by [`super::Wanted`] for the workers.
     pub(super) fn set_interrupts(&mut self, request: IrqRequest) -> Result<Act, Errno> {
         let request = self.checked(request)?;
@@ -85,8 +94,7 @@ impl Function {
         if change.changed.is_none() {
             return Ok(Act::Completed);
         }
-        self.wanted.vectors = self.interrupts.eventfds();
-        self.wanted.number += 1;
+        self.want_vectors();
         // A worker that knows the eventfd of before would signal that, where nobody listens any more.
         self.wait(Pending::Handed(self.wanted.number))
     }

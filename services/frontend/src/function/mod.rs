@@ -8,6 +8,7 @@
 mod device;
 mod dma;
 mod interrupts;
+mod master;
 
 use crate::function::interrupts::Interrupts;
 use ipc::dma_table::DmaWriter;
@@ -96,7 +97,20 @@ enum Pending {
     Unmapped(u64),
     /// The controller must have drained.
     Reset,
+    /// DMA was switched off: workers must have nothing in flight and no interrupt to signal any more.
+    Quiet {
+        /// The version that says so.
+        version: u64,
+        /// The number of [`Wanted`] without interrupts.
+        number: u64,
+        /// After which the client is answered all the same.
+        until: Duration,
+    },
 }
+
+/// How long a client that switches DMA off waits for what is in flight: well below the 5 s after which QEMU takes its
+/// device for gone.
+const QUIET_TIME: Duration = Duration::from_secs(3);
 
 /// A PCI function.
 pub struct Function {
@@ -207,7 +221,10 @@ impl Function {
         self.wanted = Wanted { number: self.wanted.number + 1, ..Wanted::default() };
         self.config.reset();
         self.msix.reset();
-        self.with_controller(|controller, cx| controller.power_on(cx));
+        self.with_controller(|controller, cx| {
+            controller.set_bus_master(true, cx);
+            controller.power_on(cx);
+        });
         self.describe()
     }
 
@@ -227,7 +244,7 @@ impl Function {
         let version = self.memory_version();
         !self.controller.is_draining()
             && !self.controller.has_requests()
-            && self.seats.iter().all(|seat| unmapped(seat, version))
+            && self.seats.iter().all(|seat| seat.has_unmapped(version))
     }
 
     /// Lets go of the memory of a client that is gone.
@@ -254,9 +271,13 @@ impl Function {
             self.with_controller(|controller, cx| controller.fail(cx));
         }
         let done = match self.pending? {
-            Pending::Handed(number) => self.all_seats(|_, handed| handed >= number),
-            Pending::Unmapped(version) => self.all_seats(|seat, _| unmapped(seat, version)),
+            Pending::Handed(number) => self.have_all(number),
+            Pending::Unmapped(version) => self.seats.iter().all(|seat| seat.has_unmapped(version)),
             Pending::Reset => !self.controller.is_draining(),
+            Pending::Quiet { version, number, until } => {
+                let ended = self.seats.iter().all(|seat| seat.has_acknowledged(version));
+                (ended && self.have_all(number)) || self.is_late(until)
+            }
         };
         if !done {
             return None;
@@ -266,9 +287,10 @@ impl Function {
                 self.config.reset();
                 self.msix.reset();
                 self.interrupts.forget_pending();
+                self.let_master();
             }
             Some(Pending::Unmapped(_)) => self.drop_unused_regions(),
-            Some(Pending::Handed(_)) | None => {}
+            Some(Pending::Handed(_) | Pending::Quiet { .. }) | None => {}
         }
         Some(Ok(()))
     }
@@ -286,6 +308,21 @@ impl Function {
     /// The subsystem's namespaces changed.
     pub fn subsystem_changed(&mut self) {
         self.with_controller(|controller, cx| controller.subsystem_changed(cx));
+    }
+
+    /// Limits of the subsystem changed.
+    pub fn limits_changed(&mut self) {
+        self.with_controller(|controller, cx| controller.limits_changed(cx));
+    }
+
+    /// Stops fetching the client's I/O commands, or goes on; also those of later clients.
+    pub fn set_paused(&mut self, paused: bool) {
+        self.with_controller(|controller, cx| controller.set_paused(paused, cx));
+    }
+
+    /// Whether the function is paused, and no block device has anything of it.
+    pub fn is_still(&self) -> bool {
+        self.controller.is_still(&self.seats)
     }
 
     /// The subsystem was reset by one of its controllers.
@@ -313,6 +350,13 @@ impl Function {
         if lost && self.has_queues_on(index) {
             tracing::error!(endpoint = self.name, worker = index, "worker of the controller died");
             self.with_controller(|controller, cx| controller.fail(cx));
+        }
+    }
+
+    /// A worker is gone and its requests at backends may go on, or they have ended ([`WorkerSeat::draining`]).
+    pub fn worker_drains(&mut self, index: usize, draining: bool) {
+        if let Some(seat) = self.seats.get_mut(index) {
+            seat.draining = draining;
         }
     }
 
@@ -349,11 +393,10 @@ impl Function {
         self.segment.signals.dma_version.load(Ordering::Relaxed)
     }
 
-    fn all_seats(&self, done: impl Fn(&WorkerSeat, u64) -> bool) -> bool {
-        self.seats
-            .iter()
-            .zip(&self.handed)
-            .all(|(seat, &handed)| !seat.attached || done(seat, handed))
+    /// Whether every worker that serves the controller has taken over [`Wanted`] up to `number`.
+    fn have_all(&self, number: u64) -> bool {
+        let mut seats = self.seats.iter().zip(&self.handed);
+        seats.all(|(seat, &handed)| !seat.attached || handed >= number)
     }
 
     /// Calls the controller with all it may look at, then signals the interrupts that it asked for.
@@ -388,10 +431,4 @@ impl Function {
 /// The subsystem, whoever panicked with it in hand.
 pub(crate) fn lock(subsystem: &Mutex<Subsystem>) -> MutexGuard<'_, Subsystem> {
     subsystem.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Whether nothing that the worker has in flight touches what was unmapped up to `version`.
-fn unmapped(seat: &WorkerSeat, version: u64) -> bool {
-    // Acquire: pairs with the worker's Release, after the last access.
-    !seat.attached || seat.queues.acknowledged.dma_version.load(Ordering::Acquire) >= version
 }

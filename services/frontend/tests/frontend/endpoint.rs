@@ -1,6 +1,6 @@
 //! An endpoint as a client sees it: a real socket, a backend that only describes its bdev, no worker.
 
-use crate::support::{CC, CSTS, Guest, MEMORY, read_write, with_endpoint};
+use crate::support::{CC, CSTS, Guest, MEMORY, Target, client, read_write, run, with_endpoint};
 use ipc::event::EventFd;
 use ipc::segment::Segment;
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -130,4 +130,82 @@ fn a_controller_segment_is_sealed_for_its_readers() {
     let segment = Segment::<ipc::layout::controller::ControllerLayout>::create("test", 1).unwrap();
     let reader = std::fs::File::from(segment.read_only_fd().unwrap());
     assert!(reader.write_at(&[1], 0).is_err(), "a worker could write the controller segment");
+}
+
+#[test]
+fn an_endpoint_that_cannot_start_leaves_no_socket_behind() {
+    run(async {
+        let target = Target::start();
+        let mut wanted = target.targets(DoorbellMode::Mapped);
+        // Its socket is there before it is found out that no function can be so.
+        wanted.endpoints[0].max_transfer_bytes = 1;
+        let failures = target.apply(wanted).await;
+        assert_eq!(failures.len(), 1, "{failures:?}");
+        assert!(!target.socket().exists(), "a socket that nobody serves is left");
+        assert_eq!(target.apply(target.targets(DoorbellMode::Mapped)).await, []);
+        let socket = target.socket();
+        client(move || assert_eq!(Guest::attach(&socket).register(CSTS), 0)).await;
+        target.stop().await;
+    });
+}
+
+#[test]
+fn only_a_dead_one_s_socket_is_replaced() {
+    run(async {
+        let target = Target::start();
+        let (wanted, socket) = (target.targets(DoorbellMode::Mapped), target.socket());
+        let directory = socket.parent().unwrap().to_owned();
+        std::fs::create_dir(&directory).unwrap();
+        // What a killed frontend leaves: a file that nobody listens on.
+        drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+        // What another leaves that is just about to replace it: the lock.
+        let lock = std::fs::File::open(&directory).unwrap();
+        lock.try_lock().unwrap();
+        let failures = target.apply(wanted.clone()).await;
+        assert!(failures[0].message.contains("served by another process"), "{failures:?}");
+        assert!(socket.exists(), "it is the other's to replace");
+        drop(lock);
+        // Somebody who serves there and knows of no lock.
+        std::fs::remove_file(&socket).unwrap();
+        let living = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let failures = target.apply(wanted.clone()).await;
+        assert!(failures[0].message.contains("served by another process"), "{failures:?}");
+        drop(living);
+        assert_eq!(target.apply(wanted).await, []);
+        client(move || assert_eq!(Guest::attach(&socket).register(CSTS), 0)).await;
+        target.stop().await;
+    });
+}
+
+/// The Command register.
+fn command(guest: &mut Guest, value: u16) {
+    guest.client.region_write(RegionIndex::CONFIG, 4, &value.to_le_bytes()).unwrap();
+}
+
+#[test]
+fn without_bus_mastering_no_admin_command_is_served() {
+    with_endpoint(DoorbellMode::Shadow, |socket| {
+        let mut guest = Guest::attach(socket);
+        let event = EventFd::create().unwrap();
+        guest.client.set_eventfds(IrqIndex::MSIX, 0, &[&event]).unwrap();
+        command(&mut guest, 6);
+        guest.enable();
+        command(&mut guest, 2);
+        let completion = guest.identify(|guest| {
+            guest.write(0x1000, &1_u32.to_le_bytes());
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            let mut posted = [0; 16];
+            guest.memory.read_exact_at(&mut posted, 0x2000).unwrap();
+            assert_eq!((posted, event.drain().unwrap()), ([0; 16], 0), "dma without the right to");
+            command(guest, 6);
+        });
+        assert_eq!(completion[12], 7, "cid");
+        assert!(event.drain().unwrap() > 0);
+        // A reset takes the bit away, and with it what was said by it.
+        command(&mut guest, 2);
+        guest.client.reset().unwrap();
+        guest.memory.write_all_at(&[0; 4096], 0x2000).unwrap();
+        guest.enable();
+        guest.identify(|guest| guest.write(0x1000, &1_u32.to_le_bytes()));
+    });
 }

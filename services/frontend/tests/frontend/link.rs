@@ -8,11 +8,15 @@ use ipc::guest_memory::{Region, RegionId, RegionPolicy};
 use ipc::layout::controller::ControllerLayout;
 use ipc::layout::queues::QueuesLayout;
 use ipc::segment::Segment;
+use nvme::{Subsystem, SubsystemConfig};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
+use vireo_frontend::backends::Backends;
 use vireo_frontend::link::{Assignment, ClientSeat, Link, LinkConfig, Progress};
+use vireo_frontend::store::Store;
+use vireo_frontend::subsystem::SharedSubsystem;
 
 const ID: u128 = 7;
 /// Longer than any call's own limit was.
@@ -38,6 +42,9 @@ impl End {
             index: 0,
             queues: queues.fd().try_clone_to_owned().unwrap(),
             notify: Arc::clone(&notify),
+            name: "worker-w0".to_owned(),
+            backends: Arc::new(Backends::new(worker.into(), "frontend-test".to_owned())),
+            subsystem: subsystem(worker.parent().unwrap()),
         });
         let client = ClientSeat {
             generation: 3,
@@ -46,6 +53,7 @@ impl End {
             segment: segment.read_only_fd().unwrap(),
             doorbells: DoorbellPage::create().unwrap().client_fd().unwrap(),
             kick: EventFd::create().unwrap().into_fd(),
+            limits: None,
         };
         let assignment = Assignment { client: Some(Arc::new(client)), ..Assignment::default() };
         Self { link, notify, assignment }
@@ -75,6 +83,19 @@ impl End {
         let number = self.assignment.wanted.number;
         self.until("served", |p| p.serving == Some(3) && p.handed == number).await;
     }
+}
+
+/// A subsystem without namespaces.
+fn subsystem(directory: &Path) -> Arc<SharedSubsystem> {
+    let config = SubsystemConfig {
+        nqn: "nqn.2026-11.org.example:s0".to_owned(),
+        serial: "SERIAL".to_owned(),
+        model: "Model".to_owned(),
+        firmware: "1".to_owned(),
+        shared: true,
+    };
+    let store = Store::open(directory, "s0").unwrap();
+    Arc::new(SharedSubsystem::new("s0".to_owned(), Subsystem::new(config).unwrap(), store))
 }
 
 fn start() -> (tempfile::TempDir, PathBuf, Arc<FakeWorker>) {

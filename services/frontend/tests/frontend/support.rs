@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::task::AbortHandle;
 use vfio_user::client::{Client, VersionStyle};
@@ -33,11 +34,39 @@ pub const BOUND: Duration = Duration::from_secs(20);
 /// Patience of the frontend with what is removed.
 pub const PATIENCE: Duration = Duration::from_secs(2);
 
-struct FakeBackend;
+/// A backend that describes its bdev, and says what a test wants of a worker's requests.
+#[derive(Default)]
+pub struct FakeBackend {
+    busy: AtomicBool,
+    asked: AtomicUsize,
+}
+
+impl FakeBackend {
+    /// Whether requests of workers are under way, from now on.
+    pub fn set_busy(&self, busy: bool) {
+        self.busy.store(busy, Ordering::Relaxed);
+    }
+
+    /// How often it was asked that.
+    pub fn asked(&self) -> usize {
+        self.asked.load(Ordering::Relaxed)
+    }
+}
 
 impl Handler for FakeBackend {
     async fn handle(&self, request: Incoming) -> Result<Answer, Failure> {
         match request.body {
+            request::Body::AwaitDrained(asked) => {
+                assert_eq!(
+                    (&*asked.worker, &*asked.bdevs),
+                    ("worker-w0", &["null0".to_owned()][..])
+                );
+                self.asked.fetch_add(1, Ordering::Relaxed);
+                if self.busy.load(Ordering::Relaxed) {
+                    return Err(Failure::unavailable("requests have not ended"));
+                }
+                Ok(Answer::done())
+            }
             request::Body::DescribeBdev(describe) => {
                 Ok(Answer::new(reply::Body::BdevInfo(BdevInfo {
                     bdev: describe.bdev,
@@ -58,6 +87,8 @@ impl Handler for FakeBackend {
 pub struct Target {
     directory: tempfile::TempDir,
     registry: Arc<Registry>,
+    /// Its backend.
+    pub backend: Arc<FakeBackend>,
     manager: Session,
 }
 
@@ -66,8 +97,9 @@ impl Target {
     pub fn start() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path();
-        let backend = Server::bind(&path.join("backend-b0.sock")).unwrap();
-        tokio::spawn(backend.serve(Arc::new(FakeBackend)));
+        let server = Server::bind(&path.join("backend-b0.sock")).unwrap();
+        let backend = Arc::new(FakeBackend::default());
+        tokio::spawn(server.serve(Arc::clone(&backend)));
         let server = Server::bind(&path.join("frontend-f0.sock")).unwrap();
         let registry = Arc::new(Registry::new(RegistryConfig {
             name: "f0".to_owned(),
@@ -77,7 +109,7 @@ impl Target {
         }));
         tokio::spawn(server.serve(Arc::clone(&registry)));
         let manager = Session::connect(&path.join("frontend-f0.sock"), "manager-test").unwrap();
-        Self { directory, registry, manager }
+        Self { directory, registry, backend, manager }
     }
 
     /// Starts the worker of every endpoint.
@@ -169,6 +201,7 @@ fn targets(directory: &Path, doorbells: DoorbellMode) -> ApplyTargets {
             queues: 4,
             max_transfer_bytes: 1 << 20,
             vectors: 5,
+            ..Endpoint::default()
         }],
     }
 }

@@ -96,7 +96,8 @@ impl FakeWorker {
         });
     }
 
-    fn acknowledge_all(&self) {
+    /// Acknowledges everything so far.
+    pub fn acknowledge_all(&self) {
         let attached = self.attached.lock().unwrap();
         let Some((layout, queues)) = attached.as_ref() else { return };
         let (signals, acknowledged) = (&layout.signals, &queues.acknowledged);
@@ -132,7 +133,9 @@ impl Handler for FakeWorker {
         if !matches!(request.body, request::Body::AttachController(_)) {
             return Ok(Answer::done());
         }
-        let [layout, queues, _doorbells, _kick] = request.take_fds()?;
+        // Doorbell page, kick and limits are of no use here.
+        let mut fds = std::mem::take(&mut request.fds).into_iter();
+        let (layout, queues) = (fds.next().unwrap(), fds.next().unwrap());
         let layout = Segment::open_read_only(layout).unwrap();
         let queues = Segment::open(queues).unwrap();
         *self.attached.lock().unwrap() = Some((layout, queues));

@@ -2,6 +2,7 @@
 
 use crate::support::{BOUND, Guest, Target, client, memory, read_write, run};
 use crate::worker::FakeWorker;
+use ipc::event::EventFd;
 use nvme_spec::CommandId;
 use nvme_spec::command::{AdminOpcode, Command};
 use nvme_spec::feature::FeatureId;
@@ -11,7 +12,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vfio_user::Header;
 use vfio_user::dma::{DmaUnmap, Iova};
+use vfio_user::irq::IrqIndex;
 use vfio_user::message::DmaUnmapBody;
+use vfio_user::region::RegionIndex;
 use vireo_proto::handoff::DoorbellMode;
 use zerocopy::IntoBytes;
 
@@ -84,6 +87,88 @@ fn an_unmap_ends_when_the_worker_is_dead() {
             guest.client.dma_unmap(DmaUnmap::All).unwrap();
         })
         .await;
+        target.stop().await;
+    });
+}
+
+#[test]
+fn an_unmap_waits_for_what_a_dead_worker_left_with_backends() {
+    run(async {
+        let target = Target::start();
+        let worker = Arc::new(FakeWorker::default());
+        let server = target.start_worker(&worker);
+        assert_eq!(target.apply(target.targets(DoorbellMode::Mapped)).await, []);
+        let (socket, of_client) = (target.socket(), Arc::clone(&worker));
+        let backend = Arc::clone(&target.backend);
+        client(move || {
+            let mut guest = Guest::attach(&socket);
+            of_client.sees_blocking("add 0");
+            unmap_that_waits(&mut guest);
+            backend.set_busy(true);
+            server.abort();
+            let until = Instant::now() + BOUND;
+            while backend.asked() < 2 {
+                assert!(Instant::now() < until, "nobody asks the backend");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            assert!(guest.client.receive_raw().is_err(), "answered too early");
+            backend.set_busy(false);
+            guest.client.set_timeout(BOUND);
+            assert!(!guest.client.receive_raw().unwrap().header.flags.error());
+        })
+        .await;
+        target.stop().await;
+    });
+}
+
+#[test]
+fn clearing_bus_mastering_waits_for_what_a_worker_has_in_flight() {
+    run(async {
+        let target = Target::start();
+        let worker = Arc::new(FakeWorker::default());
+        let _server = target.start_worker(&worker);
+        assert_eq!(target.apply(target.targets(DoorbellMode::Mapped)).await, []);
+        let (socket, of_client) = (target.socket(), Arc::clone(&worker));
+        client(move || {
+            let worker = of_client;
+            let mut guest = Guest::attach(&socket);
+            worker.sees_blocking("add 0");
+            unmap_that_waits(&mut guest);
+            worker.acknowledge_unmaps();
+            guest.client.set_timeout(BOUND);
+            guest.client.receive_raw().unwrap();
+            let eventfd = EventFd::create().unwrap();
+            guest.client.set_eventfds(IrqIndex::MSIX, 0, &[&eventfd]).unwrap();
+            assert_eq!(worker.count("vectors"), 1);
+            guest.enable();
+            let command = |guest: &mut Guest, value: u16| {
+                let config = RegionIndex::CONFIG.0;
+                let [at, place, count] = [4_u64.to_le_bytes().to_vec(), config.to_le_bytes().to_vec(), 2_u32.to_le_bytes().to_vec()];
+                let body = [at, place, count, value.to_le_bytes().to_vec()].concat();
+                guest.client.post(vfio_user::Command::REGION_WRITE, &body, &[]).unwrap()
+            };
+            for acknowledges in [true, false] {
+                let set = command(&mut guest, 6);
+                guest.client.wait(set).unwrap();
+                let begun = Instant::now();
+                let cleared = command(&mut guest, 2);
+                if acknowledges {
+                    guest.client.set_timeout(A_WHILE);
+                    assert!(guest.client.wait(cleared).is_err(), "the worker has not said a word");
+                    worker.acknowledge_all();
+                    guest.client.set_timeout(BOUND);
+                    guest.client.wait(cleared).unwrap();
+                    // It has no eventfd to signal any more.
+                    assert_eq!(worker.count("vectors"), 2);
+                } else {
+                    // A device that takes for ever does not cost the client its device.
+                    guest.client.wait(cleared).unwrap();
+                    assert!(begun.elapsed() > A_WHILE);
+                }
+            }
+        })
+        .await;
+        worker.keep_acknowledging();
         target.stop().await;
     });
 }

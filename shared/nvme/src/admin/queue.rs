@@ -5,6 +5,7 @@
 //! with the fewest.
 
 use crate::admin::{INVALID_FIELD, Outcome};
+use crate::controller::doorbell::doorbell_index;
 use crate::controller::work::{Step, Work};
 use crate::controller::{Context, Controller};
 use crate::prp::PageShift;
@@ -14,6 +15,7 @@ use nvme_spec::command::Command;
 use nvme_spec::command::admin::{
     CreateCqDword11, CreateQueueDword10, CreateSqDword11, CreateSqDword12, DeleteQueueDword10,
 };
+use nvme_spec::register::DoorbellKind;
 use nvme_spec::{QueueId, Status};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -61,7 +63,7 @@ impl Controller {
         let Some(row) = self.segment.completion_queues.get(usize::from(qid.0)) else {
             return Err(INVALID_QUEUE_ID);
         };
-        cx.doorbells.store(usize::from(qid.0) * 2 + 1, 0);
+        self.clear_doorbell(doorbell_index(qid, DoorbellKind::CompletionHead), cx);
         row.generation.fetch_add(1, Ordering::Relaxed);
         row.entries.store(entries, Ordering::Relaxed);
         row.vector.store(u32::from(cdw11.iv().0), Ordering::Relaxed);
@@ -97,7 +99,7 @@ impl Controller {
         let Some(row) = self.segment.submission_queues.get(usize::from(qid.0)) else {
             return Err(INVALID_QUEUE_ID);
         };
-        cx.doorbells.store(usize::from(qid.0) * 2, 0);
+        self.clear_doorbell(doorbell_index(qid, DoorbellKind::SubmissionTail), cx);
         row.generation.fetch_add(1, Ordering::Relaxed);
         row.entries.store(entries, Ordering::Relaxed);
         row.cqid.store(u32::from(cdw11.cqid().0), Ordering::Relaxed);

@@ -101,7 +101,7 @@ impl Controller {
 
     /// Tells events to requests that are held, and posts completions as far as there is room.
     pub(crate) fn deliver(&mut self, cx: &mut Context<'_>) {
-        if self.state != State::Enabled {
+        if self.state != State::Enabled || !self.bus_master {
             return;
         }
         self.take_head(cx);
@@ -127,6 +127,7 @@ impl Controller {
 
     fn can_fetch(&mut self, cx: &mut Context<'_>) -> bool {
         let idle = self.state == State::Enabled
+            && self.bus_master
             && self.work.len() < MAX_WORK
             && self.admin.backlog.len() < BURST;
         idle && self.tail(cx).is_some_and(|tail| {

@@ -4,6 +4,7 @@ use crate::admin::event::Event;
 use crate::controller::Controller;
 use crate::controller::effect::{Context, Effect, WorkerSeat};
 use crate::controller::state::State;
+use ipc::Iova;
 use ipc::layout::MAX_QUEUES;
 use ipc::layout::controller::QueueState;
 use ipc::layout::queues::FailureReason;
@@ -26,7 +27,28 @@ impl Default for Told {
     }
 }
 
+/// Place of a queue's doorbell in the doorbell page and in the buffers of Doorbell Buffer Config.
+pub(crate) fn doorbell_index(qid: QueueId, kind: DoorbellKind) -> usize {
+    usize::from(qid.0) * 2 + usize::from(kind == DoorbellKind::CompletionHead)
+}
+
 impl Controller {
+    /// A queue begins with its doorbell at 0 (NVMe Base 2.0c 3.1.3.20 and 3.1.3.21), and leaves none behind: not every
+    /// host clears what a former queue of the same identifier left in mapped memory or in the shadow buffer. Nobody
+    /// rings meanwhile: before the completion of its creation, and after that of its deletion, the queue is not there.
+    pub(crate) fn clear_doorbell(&self, index: usize, cx: &mut Context<'_>) {
+        cx.doorbells.store(index, 0);
+        let settings = &self.segment.settings;
+        if settings.shadow_enabled.load(Ordering::Relaxed) != 1 {
+            return;
+        }
+        for buffer in [&settings.shadow_doorbells, &settings.shadow_event_indexes] {
+            let at = buffer.load(Ordering::Relaxed).wrapping_add(4 * index as u64);
+            // A buffer that is not there is nobody's doorbell.
+            cx.memory.write(Iova(at), &[0; 4]).ok();
+        }
+    }
+
     /// The client wrote a doorbell by message, at `offset` in BAR0. A value that is possible is stored in the doorbell
     /// page, and whoever serves the queue is to look: [`Controller::process_admin`] for queue 0 (call it after this),
     /// the workers for others ([`Effect::KickWorkers`]). Without CSTS.RDY nothing happens; a doorbell of a queue that
@@ -42,8 +64,7 @@ impl Controller {
             None => self.raise(Event::InvalidDoorbellRegister),
             Some((_, _, entries)) if value >= entries => self.raise(Event::InvalidDoorbellValue),
             Some((qid, kind, _)) => {
-                let head = usize::from(kind == DoorbellKind::CompletionHead);
-                cx.doorbells.store(usize::from(qid.0) * 2 + head, value);
+                cx.doorbells.store(doorbell_index(qid, kind), value);
                 if !qid.is_admin() {
                     cx.effect(Effect::KickWorkers);
                 }

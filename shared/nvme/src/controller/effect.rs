@@ -41,21 +41,42 @@ impl Context<'_> {
 pub struct WorkerSeat {
     /// What the worker writes about the controller. Stays when the worker dies: counters go on.
     pub queues: Arc<Segment<QueuesLayout>>,
-    /// The worker serves the controller. False when it was not told yet or is proven dead: nothing is awaited of it and
-    /// no queue is placed on it.
+    /// The worker serves the controller. False when it was not told yet or is proven dead: nothing is awaited of it itself
+    /// and no queue is placed on it.
     pub attached: bool,
+    /// The worker is dead, and backends have not said yet that nothing is under way of what it asked them for: requests of
+    /// its may still read and write the host's memory. Nothing is complete that promises otherwise.
+    pub draining: bool,
 }
 
 impl WorkerSeat {
-    pub(crate) fn has_acknowledged(&self, version: u64) -> bool {
+    /// A seat of a worker that was not told of the controller yet.
+    pub fn new(queues: Arc<Segment<QueuesLayout>>) -> Self {
+        Self { queues, attached: false, draining: false }
+    }
+
+    /// Whether nothing that the worker has in flight, or has left behind, touches what was unmapped up to `version`.
+    pub fn has_unmapped(&self, version: u64) -> bool {
+        // Acquire: pairs with the worker's Release, after the last access.
+        self.is_beyond(|queues| queues.acknowledged.dma_version.load(Ordering::Acquire) >= version)
+    }
+
+    /// Whether the worker has taken over, and brought to its end what had to end, everything up to `version`.
+    pub fn has_acknowledged(&self, version: u64) -> bool {
         // Acquire: pairs with the worker's Release, after all that the number vouches for.
-        !self.attached || self.queues.acknowledged.version.load(Ordering::Acquire) >= version
+        self.is_beyond(|queues| queues.acknowledged.version.load(Ordering::Acquire) >= version)
     }
 
     pub(crate) fn has_reset(&self, generation: u64) -> bool {
         // Acquire: as above.
-        !self.attached
-            || self.queues.acknowledged.reset_generation.load(Ordering::Acquire) >= generation
+        self.is_beyond(|queues| {
+            queues.acknowledged.reset_generation.load(Ordering::Acquire) >= generation
+        })
+    }
+
+    /// Whether the worker has said something, or is gone with all that it began.
+    fn is_beyond(&self, said: impl FnOnce(&QueuesLayout) -> bool) -> bool {
+        !self.draining && (!self.attached || said(&self.queues))
     }
 }
 

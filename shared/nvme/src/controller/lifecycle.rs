@@ -99,8 +99,17 @@ impl Controller {
             counter.store(0, Ordering::Relaxed);
         }
         self.segment.settings.page_shift.store(cc.page_shift(), Ordering::Relaxed);
-        self.segment.signals.state.store(ControllerState::Enabled as u32, Ordering::Relaxed);
+        self.tell_enabled();
         self.publish(cx);
+    }
+
+    /// Tells workers that the controller is enabled, and whether they may go on. The caller publishes it.
+    pub(crate) fn tell_enabled(&self) {
+        let state = match self.bus_master {
+            true => ControllerState::Enabled,
+            false => ControllerState::Stopped,
+        };
+        self.segment.signals.state.store(state as u32, Ordering::Relaxed);
     }
 
     /// CC.SHN asks for a shutdown, normal or abrupt.

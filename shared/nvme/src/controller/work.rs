@@ -1,10 +1,12 @@
 //! Commands (and duties without a command) that wait for workers or a backend.
 
 use crate::controller::Controller;
+use crate::controller::doorbell::doorbell_index;
 use crate::controller::effect::{Context, Effect, Request, Ticket, WorkerSeat};
 use crate::namespace::Protection;
 use ipc::layout::controller::QueueState;
 use nvme_spec::command::Command;
+use nvme_spec::register::DoorbellKind;
 use nvme_spec::{CommandId, Nsid, QueueId, Status};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -239,6 +241,7 @@ impl Controller {
                 if !self.settled(Some(worker), version, cx) {
                     return Progress::Waits(step);
                 }
+                self.clear_doorbell(doorbell_index(qid, DoorbellKind::SubmissionTail), cx);
                 free(self.segment.submission_queues.get(usize::from(qid.0)).map(|row| &row.state));
                 self.publish(cx);
                 Progress::Over(Ok(0))
@@ -247,6 +250,7 @@ impl Controller {
                 if !self.settled(Some(worker), version, cx) {
                     return Progress::Waits(step);
                 }
+                self.clear_doorbell(doorbell_index(qid, DoorbellKind::CompletionHead), cx);
                 free(self.segment.completion_queues.get(usize::from(qid.0)).map(|row| &row.state));
                 self.publish(cx);
                 Progress::Over(Ok(0))

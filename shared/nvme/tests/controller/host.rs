@@ -102,6 +102,7 @@ impl Host {
         let worker = |id| WorkerSeat {
             queues: Arc::new(Segment::<QueuesLayout>::create("queues", id).unwrap()),
             attached: true,
+            draining: false,
         };
         let mut host = Self {
             controller: Controller::new(config, segment).unwrap(),

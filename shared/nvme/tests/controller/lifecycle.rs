@@ -7,8 +7,8 @@ use nvme::{Effect, Request, ResetKind};
 use nvme_spec::Status;
 use nvme_spec::command::AdminOpcode;
 use nvme_spec::register::{
-    ArbitrationSelected, Cc, CommandSetSelected, NSSR_RESET, ShutdownNotification, ShutdownStatus,
-    offset,
+    ArbitrationSelected, Cap, Cc, CommandSetSelected, NSSR_RESET, ShutdownNotification,
+    ShutdownStatus, offset,
 };
 use std::sync::atomic::Ordering;
 
@@ -201,6 +201,72 @@ fn a_subsystem_reset_is_asked_for_and_remembered() {
     assert!(host.csts().nssro());
     host.write32(offset::CSTS, 1 << 4);
     assert!(!host.csts().nssro());
+}
+
+#[test]
+fn a_subsystem_reset_is_not_on_offer_where_it_would_reset_another_guest_s_controller() {
+    let mut host = Host::enabled();
+    let offered = |host: &Host| Cap::from_bits(host.read64(offset::CAP)).nssrs();
+    assert!(offered(&host));
+    let other = host.subsystem.add_controller().unwrap();
+    host.write32(offset::NSSR, NSSR_RESET);
+    assert!(!host.effects().contains(&Effect::SubsystemReset), "it was on offer when last read");
+    assert!(!offered(&host));
+    host.subsystem.remove_controller(other);
+    host.write32(offset::NSSR, NSSR_RESET);
+    assert!(host.effects().contains(&Effect::SubsystemReset));
+    assert!(offered(&host));
+}
+
+#[test]
+fn without_bus_mastering_nothing_is_fetched_or_posted() {
+    let mut host = Host::enabled();
+    host.acknowledge();
+    // One command is under way, its completion queue being made, when DMA is switched off.
+    let made = host.submit(crate::queue::create_cq(1));
+    host.process();
+    let version = host.call(|controller, cx| controller.set_bus_master(false, cx));
+    assert!(host.workers.iter().all(|seat| !seat.has_acknowledged(version)), "they have to know");
+    let signals = &host.controller.segment().signals;
+    assert_eq!(signals.state.load(Ordering::Relaxed), ControllerState::Stopped as u32);
+    host.acknowledge();
+    assert!(host.workers.iter().all(|seat| seat.has_acknowledged(version)));
+    let waiting = host.submit(crate::identify::identify(1, 0));
+    assert!(!host.process());
+    assert!(host.completion().is_none() && host.csts().rdy());
+    assert_eq!(host.controller.segment().admin.fetched.load(Ordering::Relaxed), 1);
+    assert!(!host.effects().iter().any(|effect| matches!(effect, Effect::Signal { .. })));
+    // Enabled anew without it, it waits all the same.
+    host.call(|controller, cx| controller.set_bus_master(true, cx));
+    assert_eq!(host.completion().unwrap().cid, made);
+    host.process();
+    assert_eq!(host.completion().unwrap().cid, waiting);
+    let signals = &host.controller.segment().signals;
+    assert_eq!(signals.state.load(Ordering::Relaxed), ControllerState::Enabled as u32);
+    host.call(|controller, cx| controller.set_bus_master(false, cx));
+    host.write32(offset::CC, 0);
+    host.acknowledge();
+    host.enable();
+    host.submit(crate::identify::identify(1, 0));
+    host.process();
+    assert!(host.completion().is_none());
+}
+
+/// A worker is dead, and its backend still works for it.
+#[test]
+fn a_reset_is_complete_when_block_devices_are_done_with_a_dead_worker() {
+    let mut host = Host::enabled();
+    host.acknowledge();
+    (host.workers[0].attached, host.workers[0].draining) = (false, true);
+    host.call(|controller, cx| controller.fail(cx));
+    host.write32(offset::CC, 0);
+    host.acknowledge();
+    assert!(host.csts().rdy() && host.controller.is_draining());
+    assert!(!host.workers[0].has_unmapped(0));
+    host.workers[0].draining = false;
+    host.call(|controller, cx| controller.poll(cx));
+    assert!(!host.csts().rdy() && !host.controller.is_draining());
+    assert!(host.workers[0].has_unmapped(1));
 }
 
 #[test]

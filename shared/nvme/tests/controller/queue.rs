@@ -1,6 +1,6 @@
 //! Creation and deletion of I/O queues.
 
-use crate::host::{Host, admin};
+use crate::host::{DATA, Host, admin};
 use ipc::layout::controller::QueueState;
 use nvme_spec::command::{AdminOpcode, Command};
 use nvme_spec::feature::FeatureId;
@@ -64,6 +64,49 @@ fn queues_become_rows_that_their_worker_takes_over() {
     let row = &host.controller.segment().submission_queues[2];
     assert_eq!((row.cqid.load(Ordering::Relaxed), row.entries.load(Ordering::Relaxed)), (1, 16));
     assert_eq!(row.worker.load(Ordering::Relaxed) as usize, worker);
+}
+
+/// What a former queue of the same identifiers left, in the page or in the shadow buffer, is no command of the new one.
+#[test]
+fn queues_made_again_begin_at_zero_wherever_their_host_rings() {
+    for shadow in [false, true] {
+        let mut host = Host::enabled();
+        host.acknowledge();
+        let (doorbells, events) = (DATA, DATA + 0x1_0000);
+        if shadow {
+            let config = admin(AdminOpcode::DOORBELL_BUFFER_CONFIG);
+            let config = config.with_prps(Iova(doorbells), Iova(events));
+            assert!(host.run(config).status().is_success());
+        }
+        let cells = |host: &Host| {
+            let word = |at: u64| {
+                let mut bytes = [0; 4];
+                host.memory.read(ipc::Iova(at), &mut bytes).unwrap();
+                u32::from_le_bytes(bytes)
+            };
+            let page = [host.doorbells.load(2), host.doorbells.load(3)];
+            let buffers = [doorbells + 8, doorbells + 12, events + 8, events + 12].map(word);
+            (page, buffers)
+        };
+        let stale = |host: &mut Host| {
+            host.doorbells.store(2, 7);
+            host.doorbells.store(3, 5);
+            for buffer in [doorbells, events] {
+                host.fill(buffer, &[9; 32]);
+            }
+        };
+        let left = if shadow { [0; 4] } else { [0x0909_0909; 4] };
+        for _ in 0..2 {
+            stale(&mut host);
+            assert!(host.run(create_cq(1)).status().is_success());
+            assert!(host.run(create_sq(1, 1)).status().is_success());
+            assert_eq!(cells(&host), ([0; 2], left), "created, shadow: {shadow}");
+            stale(&mut host);
+            assert!(host.run(delete_sq(1)).status().is_success());
+            assert!(host.run(delete_cq(1)).status().is_success());
+            assert_eq!(cells(&host), ([0; 2], left), "deleted, shadow: {shadow}");
+        }
+    }
 }
 
 #[test]

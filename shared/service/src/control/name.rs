@@ -16,6 +16,7 @@ fn method(body: &Body) -> &'static str {
         Body::DescribeBdev(_) => "DescribeBdev",
         Body::EraseBdev(_) => "EraseBdev",
         Body::FlushBdev(_) => "FlushBdev",
+        Body::AwaitDrained(_) => "AwaitDrained",
         Body::ApplyBdevs(_) => "ApplyBdevs",
         Body::ApplyTargets(_) => "ApplyTargets",
         Body::GetStatus(_) => "GetStatus",
@@ -23,13 +24,26 @@ fn method(body: &Body) -> &'static str {
         Body::ReadEndpoint(_) => "ReadEndpoint",
         Body::ReadTelemetry(_) => "ReadTelemetry",
         Body::SetTracePolicy(_) => "SetTracePolicy",
+        Body::PauseEndpoint(_) => "PauseEndpoint",
+        Body::ResumeEndpoint(_) => "ResumeEndpoint",
+        Body::StartCapture(_) => "StartCapture",
+        Body::ReadCapture(_) => "ReadCapture",
+        Body::SetFaults(_) => "SetFaults",
     }
 }
 
 /// Whether a request is worth a trace of its own. What only looks is asked again and again, and is a span only within a
 /// trace.
 fn changes(body: &Body) -> bool {
-    !matches!(body, Body::GetStatus(_) | Body::ReadEndpoint(_) | Body::ReadTelemetry(_))
+    let looks = matches!(
+        body,
+        Body::GetStatus(_)
+            | Body::ReadEndpoint(_)
+            | Body::ReadTelemetry(_)
+            | Body::AwaitDrained(_)
+            | Body::ReadCapture(_)
+    );
+    !looks
 }
 
 /// The span of a request that is asked of `peer`.
