@@ -436,7 +436,7 @@ const RING: (ChannelKind, Option<usize>, Vec<OwnedFd>) = (ChannelKind::Ring, Non
 
 fn item(kind: &str, name: &str, message: String) -> StatusItem {
     let state = "ready".to_owned();
-    StatusItem { kind: kind.to_owned(), name: name.to_owned(), state, message }
+    StatusItem { kind: kind.to_owned(), name: name.to_owned(), state, message, paused: false }
 }
 
 /// Locks what no panic can leave half changed.

@@ -85,6 +85,7 @@ mod tests {
             name: "vm0".into(),
             state: "connected".into(),
             message: "process 77".into(),
+            paused: false,
         };
         let process = ProcessStatus {
             kind: "frontend".into(),

@@ -9,7 +9,9 @@ mod channels;
 mod commit;
 mod fetch;
 mod fused;
+mod limit;
 mod park;
+mod pause;
 mod run;
 mod signal;
 mod steps;
@@ -38,6 +40,8 @@ use nvme::queue::arbitration::{MAX_BURST, Rotation, burst};
 use nvme::range_list::{BIT_BUCKET, RangeList, ranges_for};
 use nvme_spec::Status;
 use nvme_spec::command::Command;
+use limit::Limits;
+use pause::Pause;
 use run::Checked;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -182,6 +186,8 @@ pub struct Controller {
     kick: bool,
     admin_tail: u32,
     tracing: Tracing,
+    limits: Limits,
+    pause: Pause,
 }
 
 impl Controller {
@@ -234,6 +240,8 @@ impl Controller {
             kick: false,
             admin_tail,
             tracing: Tracing::default(),
+            limits: Limits::default(),
+            pause: Pause::default(),
         }
     }
 
@@ -257,6 +265,9 @@ impl Controller {
         if self.failure.is_none() {
             if !self.waiting.is_empty() {
                 work += self.retry(now);
+            }
+            if now >= self.limits.due {
+                work += self.release(now);
             }
             if self.state == ControllerState::Enabled {
                 work += self.scan(now);

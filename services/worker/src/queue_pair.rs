@@ -25,6 +25,8 @@ pub struct NotThere;
 pub enum State {
     /// Commands are fetched.
     Active,
+    /// Enough of its commands wait for a limit: nothing more is fetched until some of them have gone.
+    Held,
     /// Being deleted: nothing more is fetched.
     Deleting,
     /// The host rang a doorbell value that cannot be; nothing more is fetched until the queue is made anew.

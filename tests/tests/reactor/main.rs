@@ -5,5 +5,7 @@ mod commands;
 mod faults;
 mod frontend;
 mod interrupts;
+mod limits;
 mod queues;
+mod traces;
 mod worker;

@@ -254,7 +254,13 @@ impl Control {
         attach: AttachController,
     ) -> Result<Answer, Failure> {
         let id = id_from_bytes(&attach.controller_id)?;
-        let [layout, queues, doorbells, frontend] = incoming.take_fds()?;
+        let (limits, [layout, queues, doorbells, frontend]) = match attach.limits_row {
+            None => (None, incoming.take_fds()?),
+            Some(row) => {
+                let [layout, queues, doorbells, frontend, limits] = incoming.take_fds()?;
+                (Some((limits, row)), [layout, queues, doorbells, frontend])
+            }
+        };
         let failed = |error: &(dyn std::error::Error + 'static)| Failure::internal(error);
         let layout: Segment<ControllerLayout> =
             Segment::open_read_only(layout).map_err(|error| failed(&error))?;
@@ -267,13 +273,15 @@ impl Control {
         let doorbells = DoorbellPage::open(doorbells).map_err(|error| failed(&error))?;
         let frontend = EventFd::from_client(frontend).map_err(|error| failed(&error))?;
         let kick = self.kick.try_clone().map_err(|error| failed(&error))?;
+        let limits = limits.map(|(fd, row)| Segment::open(fd).map(|segment| (segment, row)));
+        let limits = limits.transpose().map_err(|error| failed(&error))?;
         let life = self.life(id);
         let _held = life.lock().await;
         self.let_go(id).await;
         if self.controllers().len() >= MAX_CONTROLLERS {
             return Err(Failure::exhausted(format!("{MAX_CONTROLLERS} controllers are attached")));
         }
-        let controller = Controller::new(Attachment {
+        let mut controller = Controller::new(Attachment {
             layout: Arc::clone(&layout),
             queues,
             doorbells,
@@ -281,6 +289,9 @@ impl Control {
             worker: attach.worker_index,
             bit_bucket: Arc::clone(&self.bit_bucket),
         });
+        if let Some((limits, row)) = limits {
+            controller.limit_by(limits, row);
+        }
         let mut attached = Attached::new(incoming.connection, attach.name.clone(), layout);
         attached.regions.insert(BIT_BUCKET, Arc::clone(&self.bit_bucket));
         self.controllers().insert(id, attached);
@@ -404,6 +415,7 @@ impl Control {
             name: attached.name.clone(),
             state: "attached".to_owned(),
             message: format!("{} channels", attached.channels.len()),
+            paused: false,
         });
         ProcessStatus {
             kind: "worker".to_owned(),

@@ -16,6 +16,9 @@ const RETRIES: usize = 32;
 impl Controller {
     /// Tries waiting commands again. Returns how many got on.
     pub(super) fn retry(&mut self, now: u64) -> usize {
+        if self.pause.is_paused() {
+            return 0;
+        }
         let mut work = 0;
         for _ in 0..self.waiting.len().min(RETRIES) {
             let Some(slot) = self.waiting.pop_front() else { break };

@@ -224,8 +224,8 @@ impl Controller {
             cq.valid = false;
         }
         for (qid, sq) in self.sqs.iter_mut().enumerate() {
-            if let Some(sq) = sq.as_mut().filter(|sq| sq.cqid == cqid && sq.state == State::Active)
-            {
+            let is_served = |sq: &&mut Sq| matches!(sq.state, State::Active | State::Held);
+            if let Some(sq) = sq.as_mut().filter(|sq| sq.cqid == cqid && is_served(sq)) {
                 sq.state = State::Invalid;
                 self.rotation.remove(qid);
             }

@@ -49,10 +49,15 @@ impl Controller {
             let channel = self.namespaces.get(usize::from(row))?.channel.as_ref()?;
             Channel::deadline(channel.as_ref())
         });
+        if self.pause.is_paused() {
+            // What waits goes on when it is resumed.
+            return channels.min();
+        }
         let waits = self.waiting.front().map(|&slot| {
             self.slots.flight(slot).since.saturating_add(super::channels::CHANNEL_WAIT)
         });
-        channels.chain(waits).min()
+        let limited = (!self.limits.is_idle()).then_some(self.limits.due);
+        channels.chain(waits).chain(limited).min()
     }
 
     pub(super) fn has_nothing_to_do(&mut self) -> bool {
@@ -74,6 +79,7 @@ impl Controller {
         // A command that waits although its channel is open and owes nothing waits for what nobody rings for: an edit of
         // the DMA table, its turn among those of several requests.
         let ready = self.failure.is_none()
+            && !self.pause.is_paused()
             && self.waiting.iter().take(READY_LOOKS).any(|&slot| {
                 let row = usize::from(self.slots.flight(slot).namespace);
                 self.namespaces.get(row).is_some_and(|entry| {

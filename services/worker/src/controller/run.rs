@@ -53,6 +53,9 @@ impl Controller {
     /// Runs the commands that were just fetched from a queue.
     #[inline]
     pub(super) fn run_batch(&mut self, qid: usize, fuses: u8, now: u64) {
+        if self.limits.any {
+            self.hold_back(qid, now);
+        }
         if fuses != Fuse::NORMAL.0 {
             return self.run_fused_batch(qid, now);
         }

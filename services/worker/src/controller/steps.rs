@@ -90,6 +90,7 @@ impl Controller {
             let request = io.request(&[], u32::from(slot), 0);
             match channel.submit(&request, self.memory.regions(), now) {
                 Submitted::Done(Ok(())) => {
+                    self.charge_step(namespace, &io, now);
                     self.count(namespace, io.op, io.length, Status::SUCCESS);
                     if let Some(steps) = self.steps.get_mut(usize::from(entry)) {
                         steps.advance();
@@ -106,6 +107,7 @@ impl Controller {
                 }
                 Submitted::Pending => {
                     row.unpublished = true;
+                    self.charge_step(namespace, &io, now);
                     (flight.op, flight.bytes) = (io.op, io.length.min(u64::from(u32::MAX)) as u32);
                     *self.slots.flight_mut(slot) = flight;
                     return self.slots.submit(slot);

@@ -3,7 +3,7 @@
 use super::{Controller, MAX_TRANSFER};
 use crate::doorbells::Shadow;
 use crate::queue_pair::{CQE, Cq, QueueMemory, SQE, Sq, State};
-use crate::slots::Kind;
+use crate::slots::{Flight, Kind};
 use ipc::dma_table::{Unmaps, unmaps_since};
 use ipc::guest_memory::Access;
 use ipc::iova::Iova;
@@ -77,6 +77,8 @@ impl Controller {
             self.load_settings();
             self.load_queues();
             self.load_namespaces();
+            self.load_limits();
+            self.load_pause(now);
             self.take_in_abort(now);
         }
         self.seen.started = true;
@@ -91,7 +93,8 @@ impl Controller {
         let idle = self.slots.submitted().is_empty();
         let old = self.slots.orphans();
         // A shutdown is complete when no block device has anything of this controller any more.
-        let stopped = self.state != ControllerState::Stopped || (idle && self.waiting.is_empty());
+        let waits = !self.waiting.is_empty() || !self.limits.is_idle();
+        let stopped = self.state != ControllerState::Stopped || (idle && !waits);
         let drained = self.remove_drained_queues() && self.namespaces_drained() && stopped;
         self.close_finished_channels();
         let oldest = self.slots.oldest_unmap();
@@ -108,6 +111,10 @@ impl Controller {
         };
         raise(&acknowledged.dma_version, dma_version);
         raise(&acknowledged.abort_number, self.seen.abort_number);
+        let settled = self.pause.settled(idle);
+        if let Some(number) = settled {
+            raise(&acknowledged.pause_number, number);
+        }
         if old == 0 {
             raise(&acknowledged.reset_generation, self.seen.reset_generation);
         }
@@ -115,7 +122,7 @@ impl Controller {
             raise(&acknowledged.version, self.seen.version);
         }
         self.kick |= moved;
-        self.seen.pending = !drained || old > 0 || oldest.is_some();
+        self.seen.pending = !drained || old > 0 || oldest.is_some() || settled.is_none();
     }
 
     /// Has the next poll look at what may be acknowledged, or closed.
@@ -130,6 +137,7 @@ impl Controller {
             self.free_log(slot);
             self.slots.give(slot);
         }
+        self.drop_parked();
         while let Some(finished) = self.finished.pop() {
             self.free_log(finished.slot);
             self.slots.give(finished.slot);
@@ -330,10 +338,12 @@ impl Controller {
                 self.waiting.push_back(slot);
             }
         }
+        let own = |flight: &Flight| usize::from(flight.sqid) == qid;
+        self.abort_parked(own, Status::ABORTED_SQ_DELETION, usize::MAX);
     }
 
     /// Completes a command that no block device has.
-    fn abort_slot(&mut self, slot: u16, status: Status) {
+    pub(super) fn abort_slot(&mut self, slot: u16, status: Status) {
         let flight = *self.slots.flight(slot);
         match flight.kind {
             Kind::Steps(entry) => self.free_steps.push(entry),
@@ -436,14 +446,16 @@ impl Controller {
         self.seen.abort_number = number;
         let command = settings.abort_command.load(Ordering::Relaxed);
         let (sqid, cid) = ((command >> 16) as u16, command as u16);
-        let found = self.waiting.iter().position(|&slot| {
-            let flight = self.slots.flight(slot);
-            flight.sqid == sqid && flight.cid == cid
-        });
-        if let Some(slot) = found.and_then(|index| self.waiting.remove(index)) {
-            self.abort_slot(slot, Status::ABORT_REQUESTED);
-        }
+        let is_it = |flight: &Flight| flight.sqid == sqid && flight.cid == cid;
+        let found = self.waiting.iter().position(|&slot| is_it(self.slots.flight(slot)));
+        let found = match found.and_then(|index| self.waiting.remove(index)) {
+            Some(slot) => {
+                self.abort_slot(slot, Status::ABORT_REQUESTED);
+                true
+            }
+            None => self.abort_parked(is_it, Status::ABORT_REQUESTED, 1) > 0,
+        };
         let aborted = &self.queues.acknowledged.aborted;
-        aborted.store(u32::from(found.is_some()), Ordering::Relaxed);
+        aborted.store(u32::from(found), Ordering::Relaxed);
     }
 }

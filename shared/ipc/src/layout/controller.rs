@@ -39,7 +39,7 @@ pub struct ControllerLayout {
 // SAFETY: repr(C), header first, atomics alone in every nested structure.
 unsafe impl Layout for ControllerLayout {
     const KIND: u32 = u32::from_le_bytes(*b"CTRL");
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     fn header(&self) -> &SegmentHeader {
         &self.header
     }
@@ -101,6 +101,9 @@ pub struct Settings {
     pub abort_number: AtomicU64,
     /// The command to abort: SQID in the high half, CID in the low half.
     pub abort_command: AtomicU32,
+    /// Raised by every pause and every resumption: odd while paused, when nothing is fetched and nothing that waits is
+    /// sent on. A worker acknowledges the number of a pause when no block device has anything of the controller.
+    pub pause_number: AtomicU64,
 }
 
 /// Values of a queue row's state.

@@ -3,7 +3,12 @@
 #[cfg(not(loom))]
 pub mod channel;
 pub mod controller;
+#[cfg(not(loom))]
+pub mod drive_lease;
+pub mod faults;
 pub mod latency;
+#[cfg(not(loom))]
+pub mod limits;
 pub mod queues;
 #[cfg(not(loom))]
 pub mod telemetry;

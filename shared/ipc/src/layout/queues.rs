@@ -31,12 +31,14 @@ pub struct QueuesLayout {
     pub slots: [InFlightSlot; MAX_IN_FLIGHT],
     /// Latencies of sampled commands by [`super::latency::LatencyOf`].
     pub latency: [LatencyHistogram; 3],
+    /// Commands that waited for a limit, by NSID - 1.
+    pub throttled: [ThrottleCounters; MAX_NAMESPACES],
 }
 
 // SAFETY: repr(C), header first, atomics alone in every nested structure.
 unsafe impl Layout for QueuesLayout {
     const KIND: u32 = u32::from_le_bytes(*b"QUES");
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     fn header(&self) -> &SegmentHeader {
         &self.header
     }
@@ -61,6 +63,8 @@ pub struct Acknowledged {
     pub error_count: AtomicU64,
     /// Interrupts raised since the segment was made.
     pub interrupts: AtomicU64,
+    /// [`super::controller::Settings::pause_number`] that is in effect.
+    pub pause_number: AtomicU64,
 }
 
 const _: () = assert!(size_of::<Acknowledged>() == 64);
@@ -163,6 +167,15 @@ pub struct NamespaceCounters {
     pub errors: AtomicU64,
     /// Of those, media and data integrity errors (status code type 2h, Compare Failure apart).
     pub media_errors: AtomicU64,
+}
+
+/// What limits cost the commands of one namespace on one worker, since the segment was made.
+#[repr(C)]
+pub struct ThrottleCounters {
+    /// Commands that had to wait for a limit.
+    pub commands: AtomicU64,
+    /// Nanoseconds that those which went on had waited, in sum.
+    pub waited_ns: AtomicU64,
 }
 
 /// One error, as the Error Information log page wants it (NVMe Base 2.0c 5.16.1.2).

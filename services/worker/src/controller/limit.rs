@@ -1,0 +1,444 @@
+//! Limits: commands that are over one wait here until it is their turn. Off the hot path, which asks one question a batch:
+//! whether anything of this controller is limited.
+//!
+//! Commands wait in lines, one for each namespace, in the order in which they were fetched. The first of a line takes its
+//! place in the account of each rate that concerns it ([`ipc::layout::limits`]) when it comes to stand there, and goes when
+//! that place is due; only then the next one takes its own. So controllers and workers that share a rate take turns,
+//! however many commands each of them has waiting, and nobody has to look twice. What a command costs that ends while it
+//! waits is given back.
+//!
+//! A waiting command is logged and not sent on: it is aborted, or dropped by a reset, like any other that waits. A queue
+//! with more than its share of the slots waiting is not fetched from until some have gone, so that others find room.
+
+mod account;
+
+use super::Controller;
+use super::run::row_of;
+use crate::queue_pair::State;
+use crate::slots::{Flight, Kind};
+use account::{Account, Class, Cost};
+use bdev::request::Op;
+use ipc::layout::limits::{LimitsLayout, MAX_CONTROLLERS};
+use ipc::layout::telemetry::add;
+use ipc::layout::{MAX_IN_FLIGHT, MAX_NAMESPACES, MAX_QUEUES};
+use ipc::segment::Segment;
+use nvme::nvm::Io;
+use nvme_spec::Status;
+use nvme_spec::command::{Command, Fuse};
+use std::sync::atomic::Ordering;
+
+/// Longest that the first of a line waits, in nanoseconds, whatever the accounts say: what the largest transfer takes at the
+/// lowest rate.
+const LONGEST_WAIT: u64 = 64_000_000_000;
+/// Waiting commands that go in one poll.
+const RELEASES: usize = 32;
+/// One for each namespace, and one for commands of none.
+const LINES: usize = MAX_NAMESPACES + 1;
+/// No slot.
+const NONE: u16 = u16::MAX;
+
+const _: () = assert!(MAX_IN_FLIGHT < NONE as usize);
+
+/// The place of a line's first command.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    /// When it is due.
+    release: u64,
+    cost: Cost,
+    /// The accounts it was taken in.
+    own: Account,
+    space: Account,
+}
+
+/// Waiting commands of one namespace, linked by [`Limits::next`].
+#[derive(Clone, Copy)]
+struct Line {
+    head: u16,
+    tail: u16,
+    len: u32,
+    /// Of the first command, once it has one.
+    place: Option<Place>,
+}
+
+impl Line {
+    const EMPTY: Self = Self { head: NONE, tail: NONE, len: 0, place: None };
+}
+
+/// A controller's part in limits.
+pub(super) struct Limits {
+    segment: Option<Segment<LimitsLayout>>,
+    /// The controller's row.
+    row: usize,
+    /// [`LimitsLayout::generation`] that was taken in.
+    generation: Option<u64>,
+    /// Whether anything of this controller is limited.
+    pub(super) any: bool,
+    /// When waiting commands are to be looked at; `u64::MAX` if there are none.
+    pub(super) due: u64,
+    own: Account,
+    spaces: Vec<Account>,
+    lines: Vec<Line>,
+    next: Vec<u16>,
+    /// Lines that are not empty.
+    busy: Vec<u16>,
+    /// The busy line whose turn it is.
+    turn: usize,
+    /// Waiting commands by submission queue.
+    parked: [u16; MAX_QUEUES],
+    /// Commands of one queue that may wait before it is not fetched from.
+    share: u16,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            segment: None,
+            row: 0,
+            generation: None,
+            any: false,
+            due: u64::MAX,
+            own: Account::default(),
+            spaces: Vec::new(),
+            lines: Vec::new(),
+            next: Vec::new(),
+            busy: Vec::new(),
+            turn: 0,
+            parked: [0; MAX_QUEUES],
+            share: MAX_IN_FLIGHT as u16,
+        }
+    }
+}
+
+impl Limits {
+    /// Whether no command waits.
+    pub(super) fn is_idle(&self) -> bool {
+        self.busy.is_empty()
+    }
+
+    fn space(&self, line: usize) -> Account {
+        self.spaces.get(line).copied().unwrap_or_default()
+    }
+
+    /// The line of a namespace's row.
+    fn line_of(row: usize) -> usize {
+        row.min(MAX_NAMESPACES)
+    }
+
+    fn place(&self, line: usize, cost: Cost, now: u64) -> Place {
+        let (own, space) = (self.own, self.space(line));
+        let mut release = 0;
+        if let Some(segment) = &self.segment {
+            release = own.charge(&segment.controllers[self.row % MAX_CONTROLLERS], cost, now);
+            if let Some(row) = segment.namespaces.get(line) {
+                release = release.max(space.charge(row, cost, now));
+            }
+        }
+        Place { release: release.min(now.saturating_add(LONGEST_WAIT)), cost, own, space }
+    }
+
+    /// The first of a line leaves it otherwise than by its turn, or the rates are others.
+    fn give_back(&mut self, line: usize) {
+        let place = self.lines.get_mut(line).and_then(|line| line.place.take());
+        if let (Some(segment), Some(place)) = (&self.segment, place) {
+            place.own.refund(&segment.controllers[self.row % MAX_CONTROLLERS], place.cost);
+            if let Some(row) = segment.namespaces.get(line) {
+                place.space.refund(row, place.cost);
+            }
+        }
+        self.due = 0;
+    }
+
+    fn push(&mut self, line: usize, slot: u16) {
+        let Some(end) = self.lines.get_mut(line) else { return };
+        if let Some(next) = self.next.get_mut(usize::from(slot)) {
+            *next = NONE;
+        }
+        if end.len == 0 {
+            end.head = slot;
+            self.busy.push(line as u16);
+        } else if let Some(next) = self.next.get_mut(usize::from(end.tail)) {
+            *next = slot;
+        }
+        end.tail = slot;
+        end.len += 1;
+    }
+
+    fn pop(&mut self, line: usize) -> Option<u16> {
+        let end = self.lines.get_mut(line).filter(|line| line.len > 0)?;
+        let slot = end.head;
+        end.head = self.next.get(usize::from(slot)).copied().unwrap_or(NONE);
+        end.len -= 1;
+        if end.len == 0 {
+            (end.head, end.tail) = (NONE, NONE);
+            self.busy.retain(|&busy| usize::from(busy) != line);
+        }
+        Some(slot)
+    }
+
+    /// The busy line whose turn it is.
+    fn next_line(&mut self) -> Option<usize> {
+        self.turn = self.turn.wrapping_add(1);
+        let index = self.turn.checked_rem(self.busy.len())?;
+        self.busy.get(index).map(|&line| usize::from(line))
+    }
+
+    /// When the first of all waiting commands may go.
+    fn next_due(&self) -> u64 {
+        let lines = self.busy.iter().filter_map(|&line| self.lines.get(usize::from(line)));
+        lines.map(|line| line.place.map_or(0, |place| place.release)).min().unwrap_or(u64::MAX)
+    }
+}
+
+impl Controller {
+    /// Keeps to the limits in `segment`, where the controller has that row. To be called before the first poll.
+    pub fn limit_by(&mut self, segment: Segment<LimitsLayout>, row: u32) {
+        self.limits = Limits {
+            segment: Some(segment),
+            row: row as usize,
+            spaces: vec![Account::default(); MAX_NAMESPACES],
+            lines: vec![Line::EMPTY; LINES],
+            next: vec![NONE; MAX_IN_FLIGHT],
+            busy: Vec::with_capacity(LINES),
+            ..Limits::default()
+        };
+    }
+
+    /// Takes in what the frontend changed of the limits, and how many queues share the slots.
+    #[cold]
+    pub(super) fn load_limits(&mut self) {
+        if self.limits.segment.is_none() {
+            return;
+        }
+        let queues = self.sqs.iter().flatten().count().max(1);
+        self.limits.share = (MAX_IN_FLIGHT / 2 / queues).max(1) as u16;
+        for qid in 0..self.sqs.len() {
+            self.hold_or_fetch(qid);
+        }
+        let Some(segment) = &self.limits.segment else { return };
+        // Acquire: pairs with the frontend's Release; the rows are written.
+        let generation = segment.generation.0.load(Ordering::Acquire);
+        if self.limits.generation == Some(generation) {
+            return;
+        }
+        self.limits.generation = Some(generation);
+        self.limits.own = Account::load(&segment.controllers[self.limits.row % MAX_CONTROLLERS]);
+        for (account, row) in self.limits.spaces.iter_mut().zip(&segment.namespaces) {
+            *account = Account::load(row);
+        }
+        let limited = self.limits.spaces.iter().any(Account::is_limited);
+        self.limits.any = limited || self.limits.own.is_limited();
+        // Who waits does so by rates of before.
+        for index in 0..self.limits.busy.len() {
+            if let Some(&line) = self.limits.busy.get(index) {
+                self.limits.give_back(usize::from(line));
+            }
+        }
+    }
+
+    /// Sets those commands of the batch aside that are over a limit; the others stay in it.
+    #[cold]
+    pub(super) fn hold_back(&mut self, qid: usize, now: u64) {
+        let (mut kept, mut index) = (0, 0);
+        while let Some(fetched) = self.batch.get(index) {
+            let (slot, command) = (fetched.slot, *fetched.command());
+            let second = self.batch.get(index + 1).filter(|second| {
+                command.fuse() == Fuse::FIRST && second.command().fuse() == Fuse::SECOND
+            });
+            let second = second.map(|second| second.slot);
+            let count = 1 + usize::from(second.is_some());
+            if second.is_none() && matches!(command.fuse(), Fuse::FIRST | Fuse::SECOND) {
+                // Here, or it might find another half when commands between them are set aside.
+                self.refuse(qid as u16, slot, &command, Status::ABORTED_MISSING_FUSED);
+                if self.failure.is_some() {
+                    self.batch.drain(kept..index + 1);
+                    self.abandon(0);
+                    return self.batch.clear();
+                }
+            } else if let Err(line) = self.take_place(&command, second.is_some(), now) {
+                let kind = second.map_or(Kind::Single, Kind::Fused);
+                if let Kind::Fused(second) = kind {
+                    self.group(slot, second);
+                }
+                self.park(qid, line, slot, &command, kind, now);
+            } else {
+                self.batch.copy_within(index..index + count, kept);
+                kept += count;
+            }
+            index += count;
+        }
+        self.batch.truncate(kept);
+    }
+
+    /// Whether a command may go now; else the line in which it has to wait.
+    fn take_place(&mut self, command: &Command, pair: bool, now: u64) -> Result<(), usize> {
+        let line = Limits::line_of(row_of(command));
+        let waits = self.limits.lines.get(line).is_some_and(|line| line.len > 0);
+        if waits {
+            return Err(line);
+        }
+        if !self.limits.own.is_limited() && !self.limits.space(line).is_limited() {
+            return Ok(());
+        }
+        let place = self.limits.place(line, self.cost_of(line, command, pair), now);
+        if place.release <= now {
+            return Ok(());
+        }
+        if let Some(line) = self.limits.lines.get_mut(line) {
+            line.place = Some(place);
+        }
+        Err(line)
+    }
+
+    fn cost_of(&self, line: usize, command: &Command, pair: bool) -> Cost {
+        let space = self.namespaces.get(line).and_then(|entry| entry.view.as_ref());
+        Cost::of(command, pair, space, self.settings.max_transfer)
+    }
+
+    fn park(
+        &mut self,
+        qid: usize,
+        line: usize,
+        slot: u16,
+        command: &Command,
+        kind: Kind,
+        now: u64,
+    ) {
+        let row = row_of(command) as u16;
+        let mut flight = Flight::new(qid as u16, command.cid().0, row, kind);
+        flight.since = now.max(1);
+        *self.slots.flight_mut(slot) = flight;
+        self.limits.push(line, slot);
+        let place = self.limits.lines.get(line).and_then(|line| line.place);
+        self.limits.due = self.limits.due.min(place.map_or(0, |place| place.release));
+        if let Some(counters) = self.queues.throttled.get(line) {
+            add(&counters.commands, 1);
+        }
+        if let Some(parked) = self.limits.parked.get_mut(qid) {
+            *parked += 1;
+        }
+        self.hold_or_fetch(qid);
+    }
+
+    /// Lets those waiting commands go whose place is due. Returns how many.
+    #[cold]
+    pub(super) fn release(&mut self, now: u64) -> usize {
+        if self.pause.is_paused() {
+            self.limits.due = u64::MAX;
+            return 0;
+        }
+        let mut released = 0;
+        for _ in 0..self.limits.busy.len() {
+            let Some(line) = self.limits.next_line() else { break };
+            while released < RELEASES
+                && let Some(slot) = self.due_in(line, now)
+            {
+                self.let_go(line, slot, now);
+                released += 1;
+                if self.failure.is_some() {
+                    return released;
+                }
+            }
+        }
+        self.limits.due = self.limits.next_due();
+        released
+    }
+
+    /// Takes the first of a line out if its place is due; it gets a place if it has none.
+    fn due_in(&mut self, line: usize, now: u64) -> Option<u16> {
+        let &Line { head, place, .. } = self.limits.lines.get(line).filter(|line| line.len > 0)?;
+        let place = place.unwrap_or_else(|| {
+            let pair = matches!(self.slots.flight(head).kind, Kind::Fused(_));
+            self.limits.place(line, self.cost_of(line, &self.command_of(head), pair), now)
+        });
+        let due = place.release <= now;
+        if let Some(line) = self.limits.lines.get_mut(line) {
+            line.place = (!due).then_some(place);
+        }
+        if due { self.limits.pop(line) } else { None }
+    }
+
+    fn let_go(&mut self, line: usize, slot: u16, now: u64) {
+        let flight = self.slots.flight_mut(slot);
+        let (sqid, since) = (flight.sqid, flight.since);
+        // From here on it waits for its channel, if at all.
+        flight.since = now.max(1);
+        if let Some(counters) = self.queues.throttled.get(line) {
+            add(&counters.waited_ns, now.saturating_sub(since));
+        }
+        self.unpark(usize::from(sqid));
+        self.retry_one(slot, now);
+    }
+
+    fn unpark(&mut self, qid: usize) {
+        if let Some(parked) = self.limits.parked.get_mut(qid) {
+            *parked = parked.saturating_sub(1);
+        }
+        self.hold_or_fetch(qid);
+    }
+
+    /// Stops fetching from a queue that has its share of the slots waiting, or goes on.
+    fn hold_or_fetch(&mut self, qid: usize) {
+        let (Some(Some(sq)), Some(&parked)) = (self.sqs.get_mut(qid), self.limits.parked.get(qid))
+        else {
+            return;
+        };
+        sq.state = match sq.state {
+            State::Active if parked >= self.limits.share => State::Held,
+            State::Held if parked < self.limits.share => State::Active,
+            state => state,
+        };
+    }
+
+    /// Counts what a part of a Copy moves, which the commands that follow pay for.
+    #[cold]
+    pub(super) fn charge_step(&mut self, row: usize, io: &Io, now: u64) {
+        if self.limits.any && io.op == Op::Copy {
+            let cost = Cost { class: Class::Write, commands: 0, bytes: io.length };
+            self.limits.place(Limits::line_of(row), cost, now);
+        }
+    }
+
+    /// Ends waiting commands that are `wanted`, at most `most`. Returns how many.
+    #[cold]
+    pub(super) fn abort_parked(
+        &mut self,
+        wanted: impl Fn(&Flight) -> bool,
+        status: Status,
+        most: usize,
+    ) -> usize {
+        let mut found = 0;
+        for line in 0..self.limits.lines.len() {
+            let Some(&Line { head, len, .. }) = self.limits.lines.get(line) else { break };
+            // Once around: those that stay come to stand as they stood.
+            for _ in 0..len {
+                let Some(slot) = self.limits.pop(line) else { break };
+                let flight = *self.slots.flight(slot);
+                if found >= most || !wanted(&flight) {
+                    self.limits.push(line, slot);
+                    continue;
+                }
+                found += 1;
+                self.unpark(usize::from(flight.sqid));
+                self.abort_slot(slot, status);
+            }
+            if self.limits.lines.get(line).is_some_and(|line| line.head != head) {
+                self.limits.give_back(line);
+            }
+        }
+        found
+    }
+
+    /// Drops all waiting commands: a reset.
+    pub(super) fn drop_parked(&mut self) {
+        while let Some(line) = self.limits.next_line() {
+            self.limits.give_back(line);
+            while let Some(slot) = self.limits.pop(line) {
+                self.release_parts(slot);
+                self.free_log(slot);
+                self.slots.give(slot);
+            }
+        }
+        self.limits.parked = [0; MAX_QUEUES];
+        self.limits.due = u64::MAX;
+    }
+}
