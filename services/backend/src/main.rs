@@ -6,6 +6,7 @@ use anyhow::Context;
 use clap::Parser;
 use ipc::layout::telemetry::TelemetryLayout;
 use ipc::segment::Segment;
+use service::capture::{Capturing, Marked};
 use service::config::{Config, Kind};
 use service::control::Server;
 use service::observe::Observed;
@@ -13,6 +14,7 @@ use service::shutdown::Shutdown;
 use service::start::{Arguments, EXIT_FAILURE, set_limits};
 use std::process::ExitCode;
 use std::sync::Arc;
+use telemetry::capture::Captures;
 use vireo_backend::backend::Backend;
 use vireo_backend::serve::{self, Command};
 use vireo_backend::store::Store;
@@ -76,12 +78,14 @@ async fn run(config: &Config, name: &str, store: Store) -> anyhow::Result<()> {
     let mut backend = Backend::new(name.to_owned(), handle.clone(), store);
     let shared = Segment::<TelemetryLayout>::create("vireo-telemetry", 0);
     let shared = Arc::new(shared.context("make the telemetry segment")?);
-    if telemetry::spans::export::is_on() {
-        let (writer, records) = ipc::trace::ends(&shared).context("make the trace ring")?;
-        backend = backend.traced_by(writer);
-        tokio::spawn(telemetry::io_trace::pump(records, |_| Default::default()));
-    }
-    let observed = Observed::new(Arc::new(backend), Kind::Backend.as_str(), name);
+    // Without a collector workers mark no commands but captured ones.
+    let (writer, records) = ipc::trace::ends(&shared).context("make the trace ring")?;
+    backend = backend.traced_by(writer);
+    let captures = Arc::<Captures>::default();
+    let nameless = |_| Default::default();
+    tokio::spawn(telemetry::io_trace::pump(records, nameless, Arc::clone(&captures)));
+    let capturing = Capturing::new(Arc::new(backend), Arc::new(Marked), captures);
+    let observed = Observed::new(Arc::new(capturing), Kind::Backend.as_str(), name);
     let observed = observed.with_segment(shared);
     service::ready::ready("waiting for devices");
     tracing::info!(socket = %socket.display(), "backend ready");

@@ -8,6 +8,7 @@ use ipc::event::EventFd;
 use ipc::layout::telemetry::{Policy, TelemetryLayout};
 use ipc::segment::Segment;
 use ipc::watchdog::{DEFAULT_BOUND, Watchdog};
+use service::capture::Capturing;
 use service::config::{Config, Kind};
 use service::control::Server;
 use service::observe::Observed;
@@ -17,6 +18,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use telemetry::capture::Captures;
 use vireo_worker::clock::Monotonic;
 use vireo_worker::control::{Control, ControlConfig};
 use vireo_worker::notify::WatchedNotifier;
@@ -83,7 +85,8 @@ async fn run(config: &Config, name: &str) -> anyhow::Result<()> {
     shared.policy.word.store(policy(config).to_word(), Ordering::Relaxed);
     let (writer, records) = ipc::trace::ends(&shared).context("make the trace ring")?;
     let traced = telemetry::spans::export::is_on();
-    let tracer = Tracer::new(Arc::clone(&shared), traced.then_some(writer));
+    let tracer = Tracer::new(Arc::clone(&shared), Some(writer));
+    let tracer = if traced { tracer } else { tracer.for_captures_alone() };
     let (kick, wake) = (EventFd::create()?, EventFd::create()?);
     let stop = Arc::new(AtomicBool::new(false));
     let poll = PollThread {
@@ -104,7 +107,8 @@ async fn run(config: &Config, name: &str) -> anyhow::Result<()> {
     let end = started.await.context("the poll thread has ended")??;
     let waker = kick.try_clone()?;
     let runtime_dir = config.runtime_dir.clone();
-    let control = ControlConfig { name: name.to_owned(), runtime_dir, end, kick };
+    let faults = config.api.fault_injection;
+    let control = ControlConfig { name: name.to_owned(), runtime_dir, end, kick, faults };
     let control = Control::new(control).context("start the control thread")?;
     let wake = service::async_fd::register(wake).context("watch the poll thread's eventfd")?;
     tokio::spawn(Arc::clone(&control).pump(wake));
@@ -112,12 +116,13 @@ async fn run(config: &Config, name: &str) -> anyhow::Result<()> {
     let socket = config.socket(Kind::Worker, name);
     let server =
         Server::bind(&socket).with_context(|| format!("listen on {}", socket.display()))?;
-    if traced {
-        let described = Arc::clone(&control);
-        tokio::spawn(telemetry::io_trace::pump(records, move |id| described.describe(id)));
-    }
+    let captures = Arc::<Captures>::default();
+    let (described, captured) = (Arc::clone(&control), Arc::clone(&captures));
+    let describe = move |id| described.describe(id);
+    tokio::spawn(telemetry::io_trace::pump(records, describe, captured));
     let told = Arc::clone(&control);
-    let observed = Observed::new(control, Kind::Worker.as_str(), name)
+    let capturing = Capturing::new(Arc::clone(&control), control, captures);
+    let observed = Observed::new(Arc::new(capturing), Kind::Worker.as_str(), name)
         .with_segment(shared)
         .with_policy(move |_| told.policy_changed());
     service::ready::ready("serving");

@@ -28,6 +28,8 @@ pub enum Message {
     Change(u128, Change),
     /// The tracer's policy is another one.
     Policy,
+    /// Record so many of a controller's next commands; 0 ends that.
+    Capture(u128, u32),
     /// Let go of a controller; it comes back as [`Notice::Detached`] once nothing of it is in flight.
     Detach(u128),
     /// Answer: the loop turns.
@@ -258,6 +260,11 @@ impl<C: Clock, N: Notifier> Reactor<C, N> {
                     if let Some(tracer) = &self.tracer {
                         served.controller.trace_by(Arc::clone(tracer));
                     }
+                }
+            }
+            Message::Capture(id, count) => {
+                if let Some(served) = self.controllers.iter_mut().find(|s| s.controller.id() == id) {
+                    served.controller.capture(count);
                 }
             }
             Message::Change(id, change) => {

@@ -1,6 +1,6 @@
 //! What a worker's controllers need to trace commands: the precise clock, the policy, the ring.
 
-use ipc::layout::telemetry::{Policy, TelemetryLayout, TraceRecord};
+use ipc::layout::telemetry::{CAPTURED, Policy, TelemetryLayout, TraceRecord, add};
 use ipc::segment::Segment;
 use ipc::trace::TraceWriter;
 use std::hash::{BuildHasher, RandomState};
@@ -13,6 +13,8 @@ pub struct Tracer {
     segment: Arc<Segment<TelemetryLayout>>,
     /// Where records go, if anybody takes them out.
     writer: Option<Mutex<TraceWriter>>,
+    /// Somebody takes all records out, not only captured ones.
+    exports: bool,
     /// What the reactor's clock is behind the machine's monotonic one.
     behind: AtomicU64,
     next: AtomicU64,
@@ -25,10 +27,17 @@ impl Tracer {
         Self {
             segment,
             writer: writer.map(Mutex::new),
+            exports: true,
             behind: AtomicU64::new(0),
             next: AtomicU64::new(1),
             seed: RandomState::new(),
         }
+    }
+
+    /// Writes records of captured commands alone: there is no collector for others.
+    #[must_use]
+    pub fn for_captures_alone(self) -> Self {
+        Self { exports: false, ..self }
     }
 
     /// The present policy.
@@ -37,9 +46,9 @@ impl Tracer {
         Policy::from_word(self.segment.policy.word.load(Ordering::Relaxed))
     }
 
-    /// Whether records leave.
+    /// Whether records leave that nobody captures.
     pub fn records(&self) -> bool {
-        self.writer.is_some()
+        self.exports && self.writer.is_some()
     }
 
     /// Nanoseconds of CLOCK_MONOTONIC, looked at now.
@@ -57,18 +66,25 @@ impl Tracer {
         reactor.wrapping_add(self.behind.load(Ordering::Relaxed))
     }
 
-    /// Low half of a new trace's id; never 0.
+    /// Low half of a new trace's id; never 0, and without [`CAPTURED`].
     pub fn trace(&self) -> u64 {
         // Relaxed: one thread.
         let number = self.next.load(Ordering::Relaxed);
         self.next.store(number.wrapping_add(1), Ordering::Relaxed);
-        self.seed.hash_one(number).max(1)
+        (self.seed.hash_one(number) & !CAPTURED).max(1)
     }
 
     /// Writes a record, if anybody takes it out; drops and counts it if there is no room.
     pub fn record(&self, record: &TraceRecord) {
-        if let Some(writer) = &self.writer {
+        if let Some(writer) = self.writer.as_ref().filter(|_| self.exports || record.is_captured()) {
             writer.lock().unwrap_or_else(PoisonError::into_inner).record(record);
+        }
+    }
+
+    /// Counts a record that is lost, as one that found no room.
+    pub fn drop_record(&self) {
+        if self.writer.is_some() {
+            add(&self.segment.policy.dropped, 1);
         }
     }
 

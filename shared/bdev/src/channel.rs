@@ -121,8 +121,19 @@ pub enum AnyChannel {
     File(Box<FileDevice>),
     /// The backend's own channel of a drive.
     Nvme(Box<NvmeDevice>),
-    /// Any of them, with faults; for tests.
+    /// Any of them, with faults.
     Fault(FaultChannel),
+}
+
+impl AnyChannel {
+    /// Whether a backend serves the requests of this channel.
+    pub fn is_ring(&self) -> bool {
+        match self {
+            Self::Ring(_) => true,
+            Self::Fault(fault) => fault.inner().is_ring(),
+            Self::Null(_) | Self::Malloc(_) | Self::File(_) | Self::Nvme(_) => false,
+        }
+    }
 }
 
 macro_rules! dispatch {

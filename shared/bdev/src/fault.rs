@@ -1,5 +1,8 @@
-//! A channel that spoils what passes through it, for tests: errors, delays, and writes that are lost, torn or misplaced
-//! while they report success. Which request is hit depends on the plan and its seed alone.
+//! A channel that spoils what passes through it: errors, delays, and writes that are lost, torn or misplaced while they
+//! report success. Which request is hit depends on the plan and its seed alone, or on rules that an operator changes
+//! while it is in use ([`live`]).
+
+pub mod live;
 
 use crate::channel::{AnyChannel, Channel, Geometry, Submitted};
 use crate::request::{ErrorKind, Op, Outcome, Request};
@@ -8,6 +11,8 @@ use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+/// The rule of what no live rule holds back.
+const NO_RULE: u64 = 0;
 /// Unit in which a torn write ends: what a drive writes at once.
 const SECTOR: u64 = 512;
 /// Most requests that are held back at a time; further ones are not delayed.
@@ -20,6 +25,8 @@ pub enum Effect {
     Fail(ErrorKind),
     /// It ends this many nanoseconds later than it would.
     Delay(u64),
+    /// It does not end for this many nanoseconds, or, by a live rule, until that rule goes.
+    Hang(u64),
     /// A write reports success and does nothing.
     Lose,
     /// A write reports success and does only its first part.
@@ -66,10 +73,31 @@ pub struct FaultChannel {
     inner: Box<AnyChannel>,
     rules: Vec<(Rule, u64)>,
     random: u64,
-    /// Tags whose request is with the inner channel, and how much later they are to end.
-    delays: Vec<(u32, u64)>,
-    /// What ended below: time to report it, tag, outcome.
-    held: Vec<(u64, u32, Outcome)>,
+    /// Rules that change.
+    live: Option<live::Follower>,
+    /// What requests that are with the inner channel are held back for when they end there.
+    delays: Vec<Delayed>,
+    /// What ended below.
+    held: Vec<Held>,
+}
+
+/// A request that is with the inner channel.
+struct Delayed {
+    tag: u32,
+    /// Nanoseconds.
+    delay: u64,
+    /// Held no longer than this live rule is there; [`NO_RULE`] if none is meant.
+    rule: u64,
+}
+
+/// A request that ended below.
+struct Held {
+    /// When to report it.
+    deadline: u64,
+    tag: u32,
+    outcome: Outcome,
+    /// As in [`Delayed`].
+    rule: u64,
 }
 
 impl FaultChannel {
@@ -80,9 +108,21 @@ impl FaultChannel {
             rules: plan.rules.into_iter().map(|rule| (rule, 0)).collect(),
             // An xorshift generator's state must not be 0.
             random: plan.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
+            live: None,
             delays: Vec::new(),
             held: Vec::new(),
         }
+    }
+
+    /// Puts rules that change before a channel. `seed` is that of their chance.
+    pub fn live(inner: AnyChannel, rules: Arc<live::Rules>, seed: u64) -> Self {
+        let plain = Self::new(inner, Plan { seed, rules: Vec::new() });
+        Self { live: Some(live::Follower::new(rules)), ..plain }
+    }
+
+    /// The channel behind.
+    pub fn inner(&self) -> &AnyChannel {
+        &self.inner
     }
 
     /// The channel behind.
@@ -97,7 +137,16 @@ impl FaultChannel {
         self.random
     }
 
-    fn effect(&mut self, request: &Request<'_>) -> Option<Effect> {
+    /// What happens to a request, and the live rule that says so.
+    fn effect(&mut self, request: &Request<'_>) -> Option<(Effect, u64)> {
+        if let Some(live) = &mut self.live {
+            live.follow();
+            if live.is_idle() {
+                return None;
+            }
+            let chance = self.next_random() % 1_000_000;
+            return self.live.as_ref()?.hit(request, chance);
+        }
         let chance = self.next_random() % 1_000_000;
         for (rule, count) in &mut self.rules {
             if !rule.matches(request) {
@@ -110,7 +159,7 @@ impl FaultChannel {
                 When::PerMillion(rate) => chance < u64::from(rate),
             };
             if hit {
-                return Some(rule.effect);
+                return Some((rule.effect, NO_RULE));
             }
         }
         None
@@ -122,6 +171,7 @@ impl FaultChannel {
         memory: &RegionTable,
         now: u64,
         delay: u64,
+        rule: u64,
     ) -> Submitted {
         let submitted = self.inner.submit(request, memory, now);
         if self.held.len() + self.delays.len() >= MAX_HELD {
@@ -129,11 +179,12 @@ impl FaultChannel {
         }
         match submitted {
             Submitted::Done(outcome) => {
-                self.held.push((now.saturating_add(delay), request.tag, outcome));
+                let deadline = now.saturating_add(delay);
+                self.held.push(Held { deadline, tag: request.tag, outcome, rule });
                 Submitted::Pending
             }
             Submitted::Pending => {
-                self.delays.push((request.tag, delay));
+                self.delays.push(Delayed { tag: request.tag, delay, rule });
                 Submitted::Pending
             }
             Submitted::Full => Submitted::Full,
@@ -158,11 +209,14 @@ impl FaultChannel {
     fn poll_inner(&mut self, now: u64) {
         let Self { inner, delays, held, .. } = self;
         inner.poll(now, &mut |tag, outcome| {
-            let delay = match delays.iter().position(|&(delayed, _)| delayed == tag) {
-                Some(index) => delays.swap_remove(index).1,
-                None => 0,
+            let (delay, rule) = match delays.iter().position(|delayed| delayed.tag == tag) {
+                Some(index) => {
+                    let Delayed { delay, rule, .. } = delays.swap_remove(index);
+                    (delay, rule)
+                }
+                None => (0, NO_RULE),
             };
-            held.push((now.saturating_add(delay), tag, outcome));
+            held.push(Held { deadline: now.saturating_add(delay), tag, outcome, rule });
         });
     }
 }
@@ -173,7 +227,7 @@ impl Rule {
         let touches = |range: &Range<u64>| request.offset < range.end && range.start < end;
         // An effect on writes passes everything else by.
         let applies = match self.effect {
-            Effect::Fail(_) | Effect::Delay(_) => true,
+            Effect::Fail(_) | Effect::Delay(_) | Effect::Hang(_) => true,
             Effect::Lose => request.op.writes(),
             Effect::Tear | Effect::Misplace(_) => {
                 matches!(request.op, Op::Write | Op::WriteZeroes)
@@ -193,11 +247,13 @@ impl Channel for FaultChannel {
     fn submit(&mut self, request: &Request<'_>, memory: &RegionTable, now: u64) -> Submitted {
         match self.effect(request) {
             None => self.inner.submit(request, memory, now),
-            Some(Effect::Fail(kind)) => Submitted::Done(Err(kind)),
-            Some(Effect::Delay(delay)) => self.delayed(request, memory, now, delay),
-            Some(Effect::Lose) => Submitted::Done(Ok(())),
-            Some(Effect::Tear) => self.torn(request, memory, now),
-            Some(Effect::Misplace(shift)) => {
+            Some((Effect::Fail(kind), _)) => Submitted::Done(Err(kind)),
+            Some((Effect::Delay(delay) | Effect::Hang(delay), rule)) => {
+                self.delayed(request, memory, now, delay, rule)
+            }
+            Some((Effect::Lose, _)) => Submitted::Done(Ok(())),
+            Some((Effect::Tear, _)) => self.torn(request, memory, now),
+            Some((Effect::Misplace(shift), _)) => {
                 let places = self.inner.geometry().size.saturating_sub(request.length) + 1;
                 let offset = request.offset.wrapping_add(shift) % places;
                 self.inner.submit(&Request { offset, ..*request }, memory, now)
@@ -211,9 +267,15 @@ impl Channel for FaultChannel {
 
     fn poll(&mut self, now: u64, complete: &mut impl FnMut(u32, Outcome)) -> usize {
         self.poll_inner(now);
+        if let Some(live) = &mut self.live {
+            live.follow();
+        }
+        let gone = self.inner.is_gone();
         let before = self.held.len();
-        self.held.retain(|&(deadline, tag, outcome)| {
-            let due = deadline <= now;
+        let live = &self.live;
+        self.held.retain(|&Held { deadline, tag, outcome, rule }| {
+            let freed = live.as_ref().is_some_and(|live| rule != NO_RULE && !live.has(rule));
+            let due = deadline <= now || freed || gone;
             if due {
                 complete(tag, outcome);
             }
@@ -227,7 +289,7 @@ impl Channel for FaultChannel {
     }
 
     fn deadline(&self) -> Option<u64> {
-        let held = self.held.iter().map(|&(deadline, ..)| deadline).min();
+        let held = self.held.iter().map(|held| held.deadline).min();
         held.into_iter().chain(self.inner.deadline()).min()
     }
 

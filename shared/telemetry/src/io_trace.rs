@@ -1,8 +1,10 @@
 //! Traced commands: from records of the trace ring to spans.
 //!
 //! A record holds the times of one command's stages; ids follow from its trace id, so that a worker and a backend that
-//! never spoke of it make spans of one trace: the backend's is the child of the worker's stage `channel`.
+//! never spoke of it make spans of one trace: the backend's is the child of the worker's stage `channel`. The spans of
+//! a captured command belong to the trace of whoever captures it.
 
+use crate::capture::Captures;
 use crate::limit::Limit;
 use crate::spans::{Context, export, span_data};
 use ipc::layout::telemetry::{TraceRecord, TraceSide, trace_reason};
@@ -13,6 +15,7 @@ use opentelemetry::{KeyValue, Value};
 use opentelemetry_sdk::trace::SpanData;
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 /// Commands that were not sampled and leave all the same because they failed or were slow: a guest decides how many
@@ -47,6 +50,15 @@ enum Stage {
     Complete,
     Interrupt,
     Device,
+    Wait,
+}
+
+/// The trace that a command's spans belong to, and the span above them.
+#[derive(Clone, Copy)]
+struct Place {
+    trace: u128,
+    /// 0: none.
+    parent: u64,
 }
 
 impl Stage {
@@ -58,9 +70,8 @@ impl Stage {
         (id ^ id >> 31).max(1)
     }
 
-    fn context(self, record: &TraceRecord) -> Option<Context> {
-        let trace = trace_id(record.controller, record.trace).0;
-        Context::new(trace, self.span_id(record.trace))
+    fn context(self, record: &TraceRecord, place: Place) -> Option<Context> {
+        Context::new(place.trace, self.span_id(record.trace))
     }
 }
 
@@ -109,24 +120,39 @@ pub fn monotonic() -> u64 {
     })
 }
 
-/// The spans of a record.
-pub fn spans(record: &TraceRecord, clock: &WallClock, controller: &Controller) -> Vec<SpanData> {
+/// The spans of a record: children of `parent`, or a trace of their own.
+pub fn spans(
+    record: &TraceRecord,
+    clock: &WallClock,
+    controller: &Controller,
+    parent: Option<Context>,
+) -> Vec<SpanData> {
+    let place = match parent {
+        Some(parent) => Place { trace: parent.trace_id(), parent: parent.span_id() },
+        None => Place { trace: trace_id(record.controller, record.trace).0, parent: 0 },
+    };
     match record.side {
-        TraceSide::Worker => command(record, clock, controller),
-        TraceSide::Backend => device(record, clock).into_iter().collect(),
+        TraceSide::Worker => command(record, clock, controller, place),
+        TraceSide::Backend => device(record, clock, place).into_iter().collect(),
     }
 }
 
-fn command(record: &TraceRecord, clock: &WallClock, controller: &Controller) -> Vec<SpanData> {
+fn command(
+    record: &TraceRecord,
+    clock: &WallClock,
+    controller: &Controller,
+    place: Place,
+) -> Vec<SpanData> {
     let TraceRecord { fetched, started, translated, submitted, done, posted, signalled, .. } =
         *record;
-    let Some(context) = Stage::Command.context(record) else { return Vec::new() };
+    let Some(context) = Stage::Command.context(record, place) else { return Vec::new() };
     let last = [fetched, started, translated, submitted, done, posted, signalled];
     let end = last.into_iter().max().unwrap_or(fetched);
     let operation = opcode(record.opcode);
     let name = format!("nvme {operation}");
     let (start, end) = (clock.at(fetched), clock.at(end));
-    let mut root = span_data(context, 0, name, SpanKind::Server, start, end);
+    let mut root = span_data(context, place.parent, name, SpanKind::Server, start, end);
+    root.parent_span_is_remote = place.parent != 0;
     let mut set = |name, value: Value| root.attributes.push(KeyValue::new(name, value));
     set("vireo.operation", operation.into());
     set("vireo.endpoint", controller.endpoint.clone().into());
@@ -135,7 +161,7 @@ fn command(record: &TraceRecord, clock: &WallClock, controller: &Controller) -> 
     set("vireo.cid", i64::from(record.cid).into());
     set("vireo.lba", integer(record.lba));
     set("vireo.bytes", integer(record.bytes));
-    set("vireo.reason", reasons(record.reason).into());
+    set("vireo.reason", reasons(record).into());
     set("vireo.status", format!("{:#x}", record.status).into());
     if record.reason & trace_reason::FAILED != 0 {
         // Status code type in bits 8 to 10, code in bits 0 to 7 (NVMe Base 2.0c 3.3.3.2.1, without phase).
@@ -157,12 +183,14 @@ fn command(record: &TraceRecord, clock: &WallClock, controller: &Controller) -> 
     let stages = [
         (Stage::Fetch, "fetch", fetched, started),
         (Stage::Translate, "translate", started, translated),
+        // Only a command whose channel had no room, or was not there yet.
+        (Stage::Wait, "wait", if submitted > translated { translated } else { 0 }, submitted),
         (Stage::Channel, "channel", submitted, done),
         (Stage::Complete, "complete", done, posted),
         (Stage::Interrupt, "interrupt", posted, signalled),
     ];
     for (stage, name, from, to) in stages {
-        let Some(context) = stage.context(record).filter(|_| from != 0 && to >= from) else {
+        let Some(context) = stage.context(record, place).filter(|_| from != 0 && to >= from) else {
             continue;
         };
         let parent = Stage::Command.span_id(record.trace);
@@ -174,8 +202,8 @@ fn command(record: &TraceRecord, clock: &WallClock, controller: &Controller) -> 
 }
 
 /// A backend's part.
-fn device(record: &TraceRecord, clock: &WallClock) -> Option<SpanData> {
-    let context = Stage::Device.context(record)?;
+fn device(record: &TraceRecord, clock: &WallClock, place: Place) -> Option<SpanData> {
+    let context = Stage::Device.context(record, place)?;
     let parent = Stage::Channel.span_id(record.trace);
     let (from, to) = (clock.at(record.fetched), clock.at(record.done.max(record.fetched)));
     let mut span = span_data(context, parent, "device", SpanKind::Server, from, to);
@@ -192,19 +220,19 @@ fn integer(value: u64) -> Value {
     i64::try_from(value).unwrap_or(i64::MAX).into()
 }
 
-fn reasons(bits: u8) -> String {
+fn reasons(record: &TraceRecord) -> String {
+    let captured = record.is_captured().then_some("captured");
     let names = [
         (trace_reason::SAMPLED, "sampled"),
         (trace_reason::SLOW, "slow"),
         (trace_reason::FAILED, "failed"),
     ];
-    let names: Vec<&str> =
-        names.into_iter().filter(|(bit, _)| bits & bit != 0).map(|(_, name)| name).collect();
-    names.join(",")
+    let told = names.into_iter().filter(|(bit, _)| record.reason & bit != 0).map(|(_, name)| name);
+    captured.into_iter().chain(told).collect::<Vec<&str>>().join(",")
 }
 
-/// Opcodes of the NVM command set (NVM Command Set 1.0c figure 18).
-fn opcode(opcode: u8) -> &'static str {
+/// The name of an opcode of the NVM command set (NVM Command Set 1.0c figure 18).
+pub fn opcode(opcode: u8) -> &'static str {
     match opcode {
         0x00 => "flush",
         0x01 => "write",
@@ -218,19 +246,29 @@ fn opcode(opcode: u8) -> &'static str {
     }
 }
 
-/// Sends what is in a trace ring to the collector, for ever. `controllers` tells of a controller what is known.
-pub async fn pump(mut reader: TraceReader, controllers: impl Fn(u128) -> Controller) {
+/// Sends what is in a trace ring to the collector, and to those who capture it, for ever. `controllers` tells of a
+/// controller what is known.
+pub async fn pump(
+    mut reader: TraceReader,
+    controllers: impl Fn(u128) -> Controller,
+    captures: Arc<Captures>,
+) {
     let Ok(event) = reader.event().map(Readable) else { return };
     let Ok(event) = register(event) else { return };
     let limit = Limit::per_second(UNSAMPLED_A_SECOND);
     loop {
         let clock = WallClock::now();
         while let Some(record) = reader.take() {
+            let send = |parent| {
+                let controller = controllers(record.controller);
+                spans(&record, &clock, &controller, parent).into_iter().for_each(export::send);
+            };
             let sampled =
                 record.side == TraceSide::Backend || record.reason & trace_reason::SAMPLED != 0;
-            if sampled || limit.pass().is_some() {
-                let controller = controllers(record.controller);
-                spans(&record, &clock, &controller).into_iter().for_each(export::send);
+            if record.is_captured() {
+                captures.offer(&record).into_iter().for_each(|parent| send(Some(parent)));
+            } else if sampled || limit.pass().is_some() {
+                send(None);
             }
         }
         if reader.park() {
@@ -298,9 +336,9 @@ mod tests {
             WallClock { wall: SystemTime::UNIX_EPOCH + Duration::from_secs(9), monotonic: 0 };
         let attached = Some(Context::new(5, 6).unwrap());
         let controller = Controller { endpoint: "vm0".into(), attached };
-        let spans = spans(&record(TraceSide::Worker), &clock, &controller);
+        let spans = spans(&record(TraceSide::Worker), &clock, &controller, None);
         let names: Vec<&str> = spans.iter().map(|span| &*span.name).collect();
-        assert_eq!(names, ["nvme read", "fetch", "translate", "channel", "complete"]);
+        assert_eq!(names, ["nvme read", "fetch", "translate", "wait", "channel", "complete"]);
         let root = &spans[0];
         assert_eq!(root.span_context.trace_id().to_string(), "0000000000001234000000000000abcd");
         assert_eq!(root.parent_span_id, SpanId::INVALID);
@@ -308,7 +346,8 @@ mod tests {
         assert_eq!(root.links[0].span_context.span_id(), SpanId::from(6_u64));
         let length = |span: &SpanData| span.end_time.duration_since(span.start_time).unwrap();
         assert_eq!(length(root), Duration::from_nanos(1_100));
-        assert_eq!(length(&spans[3]), Duration::from_nanos(750));
+        assert_eq!(length(&spans[3]), Duration::from_nanos(50));
+        assert_eq!(length(&spans[4]), Duration::from_nanos(750));
         for span in &spans[1..] {
             assert_eq!(span.parent_span_id, root.span_context.span_id());
             assert_eq!(span.span_context.trace_id(), root.span_context.trace_id());
@@ -319,11 +358,15 @@ mod tests {
     fn a_backend_s_part_is_the_child_of_the_worker_s_stage() {
         let clock = WallClock::now();
         let controller = Controller::default();
-        let worker = spans(&record(TraceSide::Worker), &clock, &controller);
-        let backend = spans(&record(TraceSide::Backend), &clock, &controller);
-        assert_eq!(backend.len(), 1);
-        assert_eq!(backend[0].parent_span_id, worker[3].span_context.span_id());
-        assert_eq!(backend[0].span_context.trace_id(), worker[0].span_context.trace_id());
+        for parent in [None, Context::new(7, 8)] {
+            let worker = spans(&record(TraceSide::Worker), &clock, &controller, parent);
+            let backend = spans(&record(TraceSide::Backend), &clock, &controller, parent);
+            assert_eq!(backend.len(), 1);
+            assert_eq!(backend[0].parent_span_id, worker[4].span_context.span_id());
+            assert_eq!(backend[0].span_context.trace_id(), worker[0].span_context.trace_id());
+            let above = parent.map_or(SpanId::INVALID, |parent| parent.span_id().into());
+            assert_eq!(worker[0].parent_span_id, above);
+        }
     }
 
     #[test]
@@ -332,9 +375,9 @@ mod tests {
         let clock = WallClock::now();
         for side in [TraceSide::Worker, TraceSide::Backend] {
             let corrupt = TraceRecord { side, ..TraceRecord::from_words(&words) };
-            assert!(!spans(&corrupt, &clock, &Controller::default()).is_empty());
+            assert!(!spans(&corrupt, &clock, &Controller::default(), None).is_empty());
             let empty = TraceRecord { side, ..TraceRecord::from_words(&[0; 16]) };
-            spans(&empty, &clock, &Controller::default());
+            spans(&empty, &clock, &Controller::default(), None);
         }
     }
 

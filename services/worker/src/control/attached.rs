@@ -2,11 +2,13 @@
 
 use super::Control;
 use ipc::guest_memory::{Region, RegionId};
+use ipc::layout::MAX_NAMESPACES;
 use ipc::layout::controller::ControllerLayout;
 use ipc::segment::Segment;
 use service::control::{ConnectionId, ControlError, Session};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use telemetry::limit::Limit;
 use telemetry::spans::Context;
 use tokio::sync::{Mutex, oneshot};
@@ -32,9 +34,18 @@ pub(super) struct Attached {
     pub detached: Option<oneshot::Sender<()>>,
     /// Channels by [`crate::namespaces::address`].
     pub channels: HashMap<usize, Opened>,
+    /// Where in which trace each row's namespace was asked for, if its channel was asked for in that, too.
+    pub asked_in: HashMap<usize, Context>,
     /// Tasks that open channels, or watch over them.
     pub openers: JoinSet<()>,
     shares: HashMap<String, Arc<Share>>,
+}
+
+/// Where in which trace a row's namespace was asked for.
+pub(super) fn asked_in(layout: &ControllerLayout, row: usize) -> Option<Context> {
+    let words = &layout.namespaces.get(row)?.asked_in;
+    // Relaxed: who has seen the row's state sees them; a context that was torn is a span in a trace of nobody's.
+    Context::from_words(std::array::from_fn(|index| words[index].load(Ordering::Relaxed)))
 }
 
 /// An open channel.
@@ -69,11 +80,15 @@ impl Attached {
             connection,
             name,
             came_in: telemetry::spans::current(),
-            layout,
             regions: BTreeMap::new(),
             waiting: VecDeque::new(),
             detached: None,
             channels: HashMap::new(),
+            // What was there before the controller came is not asked for now.
+            asked_in: (0..MAX_NAMESPACES)
+                .filter_map(|row| Some((row, asked_in(&layout, row)?)))
+                .collect(),
+            layout,
             openers: JoinSet::new(),
             shares: HashMap::new(),
         }

@@ -6,6 +6,7 @@
 //! as long as the namespace is there.
 
 mod attached;
+mod faults;
 mod open;
 #[cfg(test)]
 mod tests;
@@ -13,6 +14,7 @@ mod tests;
 use crate::controller::{Attachment, BIT_BUCKET_BYTES, Change, Controller, Garbage, Request};
 use crate::reactor::{ControlEnd, Message, Notice};
 use attached::Attached;
+use faults::Faults;
 use ipc::doorbell::DoorbellPage;
 use ipc::event::EventFd;
 use ipc::guest_memory::{Region, RegionId, RegionPolicy};
@@ -20,9 +22,11 @@ use ipc::layout::MAX_VECTORS;
 use ipc::layout::controller::ControllerLayout;
 use ipc::layout::queues::QueuesLayout;
 use ipc::segment::Segment;
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::ftruncate;
 use nvme::range_list::BIT_BUCKET;
+use service::capture::Source;
 use service::control::{Answer, Client, ConnectionId, Handler, Incoming};
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -54,6 +58,8 @@ pub struct ControlConfig {
     pub end: ControlEnd,
     /// Wakes the poll thread.
     pub kick: EventFd,
+    /// Faults may be injected.
+    pub faults: bool,
 }
 
 /// The control thread's state.
@@ -70,6 +76,8 @@ pub struct Control {
     backends: Mutex<HashMap<String, Arc<Client>>>,
     /// The poll thread has answered.
     pong: Notify,
+    /// Where they may be injected.
+    faults: Option<Faults>,
     this: Weak<Self>,
 }
 
@@ -79,10 +87,13 @@ impl Control {
     /// # Errors
     /// There is no memory for the bit bucket.
     pub fn new(config: ControlConfig) -> anyhow::Result<Arc<Self>> {
-        let fd = memfd_create(c"vireo-bit-bucket", MFdFlags::MFD_CLOEXEC)?;
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let fd = memfd_create(c"vireo-bit-bucket", flags)?;
         ftruncate(&fd, BIT_BUCKET_BYTES as i64)?;
+        // Other targets' drives take only memory that nobody takes away.
+        fcntl(&fd, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK))?;
         let bit_bucket = Region::map(fd, BIT_BUCKET_BYTES, &RegionPolicy::default())?;
-        let ControlConfig { name, runtime_dir, end, kick } = config;
+        let ControlConfig { name, runtime_dir, end, kick, faults } = config;
         Ok(Arc::new_cyclic(|this| Self {
             name,
             runtime_dir,
@@ -93,6 +104,7 @@ impl Control {
             lives: Mutex::default(),
             backends: Mutex::default(),
             pong: Notify::new(),
+            faults: faults.then(Faults::default),
             this: this.clone(),
         }))
     }
@@ -444,6 +456,15 @@ impl Handler for Control {
                 self.remove_region(id, RegionId(remove.region_id)).await
             }
             request::Body::SetVectors(set) => self.set_vectors(&mut request, set).await,
+            request::Body::SetFaults(set) => {
+                let faults = self.faults.as_ref().ok_or_else(|| {
+                    Failure::precondition("faults are off: [api] fault_injection = true allows them")
+                })?;
+                faults.set(&mut request, &set)?;
+                // What is held back for a fault that is gone ends with the next poll.
+                self.wake();
+                Ok(Answer::done())
+            }
             request::Body::GetStatus(_) => {
                 Ok(Answer::new(reply::Body::ProcessStatus(self.status())))
             }
@@ -461,6 +482,20 @@ impl Handler for Control {
         for id in gone {
             self.detach(id, connection).await;
         }
+    }
+}
+
+impl Source for Control {
+    fn capture(&self, controller: u128, count: u32) -> bool {
+        let here = self.has(controller);
+        if let Some(control) = self.this.upgrade().filter(|_| here) {
+            tokio::spawn(async move { control.send(Message::Capture(controller, count)).await });
+        }
+        here
+    }
+
+    fn has(&self, controller: u128) -> bool {
+        self.controllers().contains_key(&controller)
     }
 }
 

@@ -53,6 +53,7 @@ impl Controller {
         match flight.kind {
             Kind::Steps(_) => self.run_steps(slot, now),
             Kind::Fused(second) => self.start_fused(sqid, [slot, second], now),
+            Kind::Single if flight.trace != 0 => self.retry_sampled(slot, &flight, now),
             Kind::Single => {
                 self.start_other(sqid, slot, &command, 0, now);
             }

@@ -12,14 +12,14 @@ use crate::tracer::Tracer;
 use bdev::channel::{Channel, Submitted};
 use ipc::layout::MAX_IN_FLIGHT;
 use ipc::layout::latency::LatencyOf;
-use ipc::layout::telemetry::{Policy, TraceRecord, TraceSide, trace_reason};
-use nvme::nvm::Work;
+use ipc::layout::telemetry::{CAPTURED, Policy, TraceRecord, TraceSide, trace_reason};
+use nvme::nvm::{Io, Work};
 use nvme_spec::Status;
 use nvme_spec::command::{Command, NvmOpcode};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Sampled commands that a block device has, or that wait for their interrupt; further ones are not sampled.
+/// Sampled commands that a block device has, or that wait for their interrupt; further ones are counted as dropped.
 const MAX_OPEN: usize = 64;
 
 /// A controller's part in tracing.
@@ -28,6 +28,10 @@ pub(super) struct Tracing {
     policy: Policy,
     /// Commands that pass before the next one is sampled.
     left: u32,
+    /// Commands that are captured before that goes on, each of them; while there are any, `left` is 0.
+    capture: u32,
+    /// While commands are captured: what `left` would be.
+    turn: u32,
     /// Nanoseconds from which a command is slow.
     slow: u64,
     /// Sampled commands in flight, by slot.
@@ -44,6 +48,8 @@ impl Default for Tracing {
             tracer: None,
             policy: Policy::default(),
             left: u32::MAX,
+            capture: 0,
+            turn: u32::MAX,
             slow: u64::MAX,
             open: Vec::new(),
             posted: Vec::new(),
@@ -63,6 +69,12 @@ impl Tracing {
             }
             None => true,
         }
+    }
+
+    /// Commands that pass before the next one is sampled.
+    fn set_turn(&mut self, turn: u32) {
+        self.turn = turn;
+        self.left = if self.capture > 0 { 0 } else { turn };
     }
 
     /// Forgets commands in flight: their queues are gone.
@@ -92,10 +104,10 @@ impl Controller {
         let policy = tracer.policy();
         let tracing = &mut self.tracing;
         tracing.policy = policy;
-        tracing.left = match policy.sample {
+        tracing.set_turn(match policy.sample {
             0 => u32::MAX,
             sample => sample - 1,
-        };
+        });
         // Without anybody who takes records out there is no use in looking for slow ones.
         tracing.slow = if tracer.records() { policy.slow_ns() } else { u64::MAX };
         tracing.open.reserve(MAX_OPEN);
@@ -103,21 +115,39 @@ impl Controller {
         tracing.tracer = Some(tracer);
     }
 
-    /// Runs a batch of which a command or several are sampled.
+    /// Records the next `count` commands, whatever the policy; 0 ends that. Fused pairs are left out, as are commands
+    /// beyond those that can be open at a time.
+    pub fn capture(&mut self, count: u32) {
+        let tracing = &mut self.tracing;
+        let turn = if tracing.capture > 0 { tracing.turn } else { tracing.left };
+        tracing.capture = if tracing.tracer.is_some() { count } else { 0 };
+        tracing.set_turn(turn);
+    }
+
+    /// Runs a batch of which a command or several are sampled or captured.
     #[cold]
     pub(super) fn run_sampled_batch(&mut self, qid: usize, now: u64) {
         let count = self.batch.len();
         let sample = self.tracing.policy.sample;
-        let mut due = self.tracing.left as usize;
+        let capturing = self.tracing.capture > 0;
+        let left = if capturing { self.tracing.turn } else { self.tracing.left };
+        let mut due = left as usize;
         let tracer = self.tracing.tracer.clone();
         let fetched_at = tracer.as_ref().map_or(0, |tracer| tracer.now());
         for index in 0..count {
             let Some(&fetched) = self.batch.get(index) else { break };
             let (slot, command) = (fetched.slot, *fetched.command());
+            let sampled = index == due && sample != 0;
+            due += if sampled { sample as usize } else { 0 };
+            let captured = self.tracing.capture > 0 && self.tracing.open.len() < MAX_OPEN;
             match &tracer {
-                Some(tracer) if index == due && sample != 0 => {
-                    due += sample as usize;
-                    self.run_sampled(tracer, qid, slot, &command, fetched_at, now);
+                Some(tracer) if sampled || captured => {
+                    self.tracing.capture -= u32::from(captured);
+                    let mut record = self.record_of(tracer, qid as u16, &command, 0);
+                    record.reason = if sampled { trace_reason::SAMPLED } else { 0 };
+                    record.trace = if captured { record.trace | CAPTURED } else { record.trace };
+                    record.fetched = fetched_at;
+                    self.run_sampled(tracer, slot, &command, record, now);
                 }
                 _ => {
                     self.start_other(qid as u16, slot, &command, 0, now);
@@ -128,47 +158,32 @@ impl Controller {
                 break;
             }
         }
-        self.tracing.left = match sample {
+        self.tracing.set_turn(match sample {
             0 => u32::MAX,
             _ => due.saturating_sub(count) as u32,
-        };
+        });
     }
 
     fn run_sampled(
         &mut self,
         tracer: &Arc<Tracer>,
-        qid: usize,
         slot: u16,
         command: &Command,
-        fetched: u64,
+        mut record: TraceRecord,
         now: u64,
     ) {
-        let (sqid, cid) = (qid as u16, command.cid().0);
-        let started = tracer.now();
+        let (sqid, cid) = (record.sqid, record.cid);
+        record.started = tracer.now();
         let row = row_of(command);
         let work = self.parse(command, 0);
-        let translated = tracer.now();
-        let mut record = self.record_of(tracer, sqid, command, trace_reason::SAMPLED);
-        (record.fetched, record.started) = (fetched, started);
-        (record.translated, record.submitted) = (translated, translated);
+        record.translated = tracer.now();
+        record.submitted = record.translated;
         self.tracing.in_hand = true;
         match work {
             Ok(Work::Io(io)) => {
                 record.bytes = io.length;
-                let submitted = match self.namespaces.get_mut(row) {
-                    Some(Entry { channel: Some(channel), retiring: false, .. }) => {
-                        let ranges = self.lists[0].ranges();
-                        let request = io.request(ranges, u32::from(slot), record.trace);
-                        channel.submit(&request, self.memory.regions(), now)
-                    }
-                    _ => Submitted::Full,
-                };
-                if submitted == Submitted::Done(Ok(())) {
-                    self.tally(row, io.op, io.length);
-                    self.finish(slot, sqid, cid, Status::SUCCESS, 0);
-                } else {
-                    self.submitted(sqid, slot, cid, row, io, 0, submitted, now);
-                }
+                let by_ring = self.submit_sampled(sqid, slot, cid, row, &io, record.trace, now);
+                record.reason |= if by_ring { trace_reason::RING } else { 0 };
             }
             other => self.start(sqid, slot, command, other, 0, now),
         }
@@ -180,6 +195,61 @@ impl Controller {
         } else if self.tracing.open.len() < MAX_OPEN {
             self.slots.flight_mut(slot).trace = record.trace;
             self.tracing.open.push((slot, record));
+        } else {
+            tracer.drop_record();
+        }
+    }
+
+    /// [`Controller::submit`] of a command whose channel is to know its trace. Whether a backend records its part.
+    #[allow(clippy::too_many_arguments, reason = "a command's parts")]
+    fn submit_sampled(
+        &mut self,
+        sqid: u16,
+        slot: u16,
+        cid: u16,
+        row: usize,
+        io: &Io,
+        trace: u64,
+        now: u64,
+    ) -> bool {
+        let exported = self.tracing.tracer.as_ref().is_some_and(|tracer| tracer.records());
+        let told = if exported || trace & CAPTURED != 0 { trace } else { 0 };
+        let (submitted, by_ring) = match self.namespaces.get_mut(row) {
+            Some(Entry { channel: Some(channel), retiring: false, .. }) => {
+                let ranges = self.lists[0].ranges();
+                let request = io.request(ranges, u32::from(slot), told);
+                let submitted = channel.submit(&request, self.memory.regions(), now);
+                (submitted, submitted == Submitted::Pending && channel.is_ring())
+            }
+            _ => (Submitted::Full, false),
+        };
+        if submitted == Submitted::Done(Ok(())) {
+            self.tally(row, io.op, io.length);
+            self.finish(slot, sqid, cid, Status::SUCCESS, 0);
+        } else {
+            self.submitted(sqid, slot, cid, row, *io, 0, submitted, now);
+        }
+        by_ring
+    }
+
+    /// Tries a sampled command again that waited for its channel, so that the backend finds its trace in the ring.
+    #[cold]
+    pub(super) fn retry_sampled(&mut self, slot: u16, flight: &Flight, now: u64) {
+        let Flight { sqid, cid, trace, .. } = *flight;
+        let command = self.command_of(slot);
+        let before = self.tracing.tracer.as_ref().map_or(0, |tracer| tracer.now());
+        let (row, work) = (row_of(&command), self.parse(&command, 0));
+        let Ok(Work::Io(io)) = work else {
+            return self.start(sqid, slot, &command, work, 0, now);
+        };
+        self.tracing.in_hand = true;
+        let by_ring = self.submit_sampled(sqid, slot, cid, row, &io, trace, now);
+        self.tracing.in_hand = false;
+        let mut open = self.tracing.open.iter_mut();
+        if let Some((_, record)) = open.find(|(open, record)| *open == slot && record.trace == trace) {
+            record.submitted = before;
+            record.bytes = io.length;
+            record.reason |= if by_ring { trace_reason::RING } else { 0 };
         }
     }
 

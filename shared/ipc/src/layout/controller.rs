@@ -186,6 +186,9 @@ pub struct NamespaceRow {
     pub backend: SharedText<4>,
     /// Name of the block device.
     pub bdev: SharedText<8>,
+    /// Where in which trace the namespace was asked for: high and low half of the trace id, span id; zeroes if nowhere.
+    /// What a worker does for its sake is a part of that.
+    pub asked_in: [AtomicU64; 3],
 }
 
 /// Most Asynchronous Event Requests that a controller holds (AERL + 1).

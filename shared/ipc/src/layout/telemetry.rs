@@ -157,7 +157,13 @@ pub mod trace_reason {
     pub const SLOW: u8 = 2;
     /// It ended with an error.
     pub const FAILED: u8 = 4;
+    /// No reason, but known beside them: it went through a ring, so that a backend has a record of its part.
+    pub const RING: u8 = 8;
 }
+
+/// Set in [`TraceRecord::trace`] of a command that somebody captures, and clear in that of any other: a backend knows
+/// it by that.
+pub const CAPTURED: u64 = 1 << 63;
 
 /// Which process wrote a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -211,6 +217,11 @@ pub struct TraceRecord {
 }
 
 impl TraceRecord {
+    /// Whether somebody captures it.
+    pub fn is_captured(&self) -> bool {
+        self.trace & CAPTURED != 0
+    }
+
     /// As words of the ring.
     pub fn to_words(&self) -> [u64; TRACE_WORDS] {
         let side = match self.side {

@@ -30,6 +30,8 @@ pub struct Api {
     pub observer_groups: Vec<String>,
     /// TCP beside the Unix socket.
     pub tls: Option<Tls>,
+    /// Administrators may have faults injected into volumes; workers look at it when they start.
+    pub fault_injection: bool,
 }
 
 /// TCP, with mutual TLS only.
@@ -57,6 +59,7 @@ pub(super) fn parse(section: Option<Section<'_>>, runtime_dir: &Path) -> Api {
         observer_users: Vec::new(),
         observer_groups: Vec::new(),
         tls: None,
+        fault_injection: false,
     };
     let Some(section) = section else { return api };
     if let Some(socket) = section.path("socket") {
@@ -67,6 +70,7 @@ pub(super) fn parse(section: Option<Section<'_>>, runtime_dir: &Path) -> Api {
     api.observer_users = callers(&section, "observer_users");
     api.observer_groups = callers(&section, "observer_groups");
     api.tls = tls(&section);
+    api.fault_injection = section.boolean("fault_injection").unwrap_or(false);
     section.finish(&[]);
     api
 }
@@ -184,6 +188,7 @@ pub(super) fn print(api: &Api) -> Value {
     table.insert("admin_groups".into(), list(&api.admin_groups));
     table.insert("observer_users".into(), list(&api.observer_users));
     table.insert("observer_groups".into(), list(&api.observer_groups));
+    table.insert("fault_injection".into(), Value::Boolean(api.fault_injection));
     if let Some(tls) = &api.tls {
         table.insert("listen".into(), print::text(&tls.listen.to_string()));
         table.insert("certificate".into(), print::path(&tls.certificate));
@@ -218,7 +223,8 @@ mod tests {
         let api = Config::parse(TEXT, []).unwrap().api;
         assert_eq!(api, with("").unwrap());
         assert_eq!(api.socket, Path::new("/run/x/api.sock"));
-        assert_eq!(api.tls, None);
+        assert_eq!((api.tls, api.fault_injection), (None, false));
+        assert!(with("fault_injection = true\n").unwrap().fault_injection);
     }
 
     #[test]

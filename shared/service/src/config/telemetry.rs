@@ -5,6 +5,7 @@ use super::section::Section;
 use super::units::{format_duration, parse_duration};
 use ::telemetry::metrics::http::Address;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use toml::{Table, Value};
@@ -28,6 +29,8 @@ pub struct Telemetry {
     /// The collector that takes OTLP over gRPC, `http://HOST:PORT`; if absent, OTEL_EXPORTER_OTLP_ENDPOINT says, and
     /// without that no trace leaves.
     pub otlp: Option<String>,
+    /// How often the manager sends all metrics to that collector; never if absent.
+    pub otlp_metrics: Option<Duration>,
     /// One command in this many is timed in all its stages; 0 for none.
     pub sample: u32,
     /// Commands that took longer are traced, sampled or not.
@@ -38,6 +41,7 @@ pub(super) fn parse(section: Option<Section<'_>>, runtime_dir: &Path) -> Telemet
     let mut telemetry = Telemetry {
         metrics: Some(Address::Unix(runtime_dir.join(SOCKET))),
         otlp: None,
+        otlp_metrics: None,
         sample: SAMPLE,
         slow: Some(SLOW),
     };
@@ -55,8 +59,13 @@ pub(super) fn parse(section: Option<Section<'_>>, runtime_dir: &Path) -> Telemet
     if let Some(sample) = section.integer("sample", 0..=u64::from(u32::MAX)) {
         telemetry.sample = sample as u32;
     }
+    if let Some(text) = section.text("otlp_metrics") {
+        let range = Duration::from_secs(1)..=MAX_SLOW;
+        telemetry.otlp_metrics = duration(&section, "otlp_metrics", &text, range);
+    }
     if let Some(text) = section.text("slow") {
-        telemetry.slow = slow(&section, &text);
+        let range = Duration::from_micros(1)..=MAX_SLOW;
+        telemetry.slow = duration(&section, "slow", &text, range);
     }
     section.finish(&[]);
     telemetry
@@ -84,28 +93,34 @@ fn metrics(section: &Section<'_>, text: &str) -> Option<Address> {
     None
 }
 
-fn slow(section: &Section<'_>, text: &str) -> Option<Duration> {
+/// A duration, or none.
+fn duration(
+    section: &Section<'_>,
+    key: &str,
+    text: &str,
+    range: RangeInclusive<Duration>,
+) -> Option<Duration> {
     if text == OFF {
         return None;
     }
-    let range = Duration::from_micros(1)..=MAX_SLOW;
     let duration = parse_duration(text).filter(|duration| range.contains(duration));
     if duration.is_none() {
         let (low, high) = (format_duration(*range.start()), format_duration(*range.end()));
         let right = format!("write a duration from \"{low}\" to \"{high}\", or \"off\"");
-        section.wrong("slow", format!("\"{text}\" is not such a duration"), right);
+        section.wrong(key, format!("\"{text}\" is not such a duration"), right);
     }
     duration
 }
 
 pub(super) fn print(telemetry: &Telemetry) -> Value {
     let metrics = telemetry.metrics.as_ref().map_or_else(|| OFF.to_owned(), Address::to_string);
-    let slow = telemetry.slow.map_or_else(|| OFF.to_owned(), format_duration);
+    let duration = |time: Option<Duration>| time.map_or_else(|| OFF.to_owned(), format_duration);
     let mut table = Table::new();
     table.insert("metrics".into(), print::text(&metrics));
     table.insert("otlp".into(), print::text(telemetry.otlp.as_deref().unwrap_or(OFF)));
+    table.insert("otlp_metrics".into(), print::text(&duration(telemetry.otlp_metrics)));
     table.insert("sample".into(), Value::Integer(telemetry.sample.into()));
-    table.insert("slow".into(), print::text(&slow));
+    table.insert("slow".into(), print::text(&duration(telemetry.slow)));
     Value::Table(table)
 }
 
@@ -130,6 +145,7 @@ mod tests {
         let expected = Telemetry {
             metrics: Some(Address::Unix("/run/v/metrics.sock".into())),
             otlp: None,
+            otlp_metrics: None,
             sample: 1000,
             slow: Some(Duration::from_millis(10)),
         };
@@ -146,6 +162,8 @@ mod tests {
         .unwrap();
         assert_eq!(written.metrics, Some(Address::Tcp("[::1]:9464".parse().unwrap())));
         assert_eq!((written.sample, written.slow), (0, None));
+        let pushed = read("otlp_metrics = \"5s\"").unwrap();
+        assert_eq!(pushed.otlp_metrics, Some(Duration::from_secs(5)));
         let off = read("metrics = \"off\"\notlp = \"off\"").unwrap();
         assert_eq!((off.metrics, off.otlp), (None, None));
         let unix = read("metrics = \"unix:/x/m\"").unwrap();
@@ -159,6 +177,7 @@ mod tests {
             ("metrics = \"9464\"", ["telemetry.metrics", "127.0.0.1:9464"]),
             ("metrics = \"unix:x\"", ["telemetry.metrics", "unix:/path"]),
             ("otlp = \"collector:4317\"", ["telemetry.otlp", "http://HOST:PORT"]),
+            ("otlp_metrics = \"10ms\"", ["telemetry.otlp_metrics", "\"1s\""]),
             ("sample = -1", ["telemetry.sample", "0 to 4294967295"]),
             ("slow = \"5\"", ["telemetry.slow", "off"]),
             ("slow = \"0s\"", ["telemetry.slow", "1us"]),

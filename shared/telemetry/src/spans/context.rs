@@ -32,6 +32,16 @@ impl Context {
         (trace != 0 && span != 0).then_some(Self { trace, span, sampled: true })
     }
 
+    /// Of a trace id, high half first, and a span id; `None` if one is 0.
+    pub fn from_words([high, low, span]: [u64; 3]) -> Option<Self> {
+        Self::new(u128::from(high) << 64 | u128::from(low), span)
+    }
+
+    /// The trace id, high half first, and the span id.
+    pub fn to_words(self) -> [u64; 3] {
+        [(self.trace >> 64) as u64, self.trace as u64, self.span]
+    }
+
     /// The first span of a new trace.
     pub fn new_trace() -> Self {
         let trace = u128::from(random_id()) << 64 | u128::from(random_id());
@@ -120,6 +130,8 @@ mod tests {
         assert_eq!(context.to_string(), text);
         let unsampled: Context = text.replace("-01", "-00").parse().unwrap();
         assert!(!unsampled.is_sampled() && !unsampled.child().is_sampled());
+        assert_eq!(Context::from_words(context.to_words()), Some(context));
+        assert_eq!(Context::from_words([0; 3]), None);
         let later = format!("cc-{}-what-ever", &text[3..]);
         assert_eq!(later.parse(), Ok(context));
     }
