@@ -1,7 +1,7 @@
 //! What a reload may change while guests run, and what it would change.
 
 use crate::desired::Desired;
-use service::config::{Bdev, Config, Endpoint, Frontend, Subsystem, Worker, format_size};
+use service::config::{Bdev, Config, Endpoint, Frontend, Limits, Subsystem, Worker, format_size};
 use std::collections::BTreeMap;
 
 /// Sizes in bytes that bdevs have, by name.
@@ -53,6 +53,13 @@ impl Found {
     fn fixed<T: PartialEq>(&mut self, what: &str, old: &T, new: &T, instead: &str) {
         if old != new {
             self.refused.push(format!("{what} cannot change while running: {instead}"));
+        }
+    }
+
+    /// Notes that the limits of `what` change if they do.
+    fn limits(&mut self, what: &str, old: &Limits, new: &Limits) {
+        if old != new {
+            self.added.push(format!("limits of {what} changed from {old} to {new}"));
         }
     }
 
@@ -171,6 +178,8 @@ impl Found {
                 Some(other) => {
                     let what = format!("bdev of namespace {nsid} of {name}");
                     self.fixed(&what, &other.bdev, &namespace.bdev, instead);
+                    let what = format!("namespace {nsid} of {name}");
+                    self.limits(&what, &other.limits, &namespace.limits);
                 }
                 None => self.added.push(format!("namespace {nsid} of {name} added")),
             }
@@ -203,6 +212,7 @@ impl Found {
             queues,
             max_transfer,
             vectors,
+            limits,
         } = after;
         let instead = "restart vireo, or remove it and reload, then add it again";
         let what = |key: &str| format!("{key} of endpoint {name}");
@@ -219,6 +229,7 @@ impl Found {
         self.fixed(&what("queues"), &before.queues, queues, instead);
         self.fixed(&what("max_transfer"), &before.max_transfer, max_transfer, instead);
         self.fixed(&what("vectors"), &before.vectors, vectors, instead);
+        self.limits(&format!("endpoint {name}"), &before.limits, limits);
     }
 }
 

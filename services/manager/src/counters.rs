@@ -36,6 +36,10 @@ pub struct Counters {
     pub errors: u64,
     /// Of these, media and data integrity errors.
     pub media_errors: u64,
+    /// Commands that had to wait for a limit.
+    pub throttled: u64,
+    /// Nanoseconds that those which went on had waited, in sum.
+    pub throttled_ns: u64,
 }
 
 impl Counters {
@@ -49,6 +53,8 @@ impl Counters {
             written_bytes: with(self.written_bytes, other.written_bytes),
             errors: with(self.errors, other.errors),
             media_errors: with(self.media_errors, other.media_errors),
+            throttled: with(self.throttled, other.throttled),
+            throttled_ns: with(self.throttled_ns, other.throttled_ns),
         }
     }
 
@@ -350,7 +356,12 @@ async fn collect(config: &Config, peers: &[Peer]) -> (Vec<(String, EndpointRepor
     (reports, failures)
 }
 
-fn session(config: &Config, peers: &[Peer], controller: &str) -> Result<Session, String> {
+/// The frontend of a controller; why it cannot be asked, in one line.
+pub(crate) fn session(
+    config: &Config,
+    peers: &[Peer],
+    controller: &str,
+) -> Result<Session, String> {
     let endpoint = config.endpoints.iter().find(|endpoint| endpoint.name == controller);
     let subsystem = endpoint.and_then(|endpoint| config.subsystem(&endpoint.subsystem));
     let frontend = subsystem.map(|subsystem| subsystem.frontend.as_str()).unwrap_or_default();
@@ -375,7 +386,12 @@ async fn read_whole(session: &Session, name: &str) -> Result<EndpointReport, Str
     Ok(whole)
 }
 
-async fn read_piece(session: &Session, name: &str, first: u32) -> Result<EndpointReport, String> {
+/// A piece of an endpoint's report: of workers from `first` on.
+pub(crate) async fn read_piece(
+    session: &Session,
+    name: &str,
+    first: u32,
+) -> Result<EndpointReport, String> {
     let read = ReadEndpoint { endpoint: name.to_owned(), first_worker: first };
     let body = request::Body::ReadEndpoint(read);
     match session.call_within(TIMEOUT, body, &[]).await.map(|answer| answer.body) {
@@ -394,5 +410,7 @@ fn from_row(row: &NamespaceCounters) -> Counters {
         written_bytes: row.written_bytes,
         errors: row.errors,
         media_errors: row.media_errors,
+        throttled: row.throttled,
+        throttled_ns: row.throttled_ns,
     }
 }

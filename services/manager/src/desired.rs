@@ -4,7 +4,7 @@ use crate::identity::Identities;
 use ipc::handoff::MAX_MESSAGE;
 use service::config::{self, Channel, Config, Doorbells, Driver};
 use vireo_proto::handoff::{
-    ApplyBdevs, ApplyTargets, Bdev, ChannelPreference, DoorbellMode, Endpoint, FileDriver,
+    ApplyBdevs, ApplyTargets, Bdev, ChannelPreference, DoorbellMode, Endpoint, FileDriver, Limits,
     MallocDriver, Namespace, NullDriver, NvmeDriver, Request, Subsystem, bdev, request,
 };
 
@@ -76,6 +76,7 @@ impl Desired {
                 uuid: uuid.map(|uuid| uuid.0.to_vec()).unwrap_or_default(),
                 size_bytes: bdev.and_then(|bdev| bdev.size).unwrap_or(0),
                 block_size: bdev.map_or(0, |bdev| bdev.block_size),
+                limits: limits_message(&namespace.limits),
             }
         };
         Subsystem {
@@ -138,7 +139,22 @@ fn endpoint_message(endpoint: &config::Endpoint) -> Endpoint {
         queues: endpoint.queues,
         max_transfer_bytes: endpoint.max_transfer,
         vectors: endpoint.vectors,
+        limits: limits_message(&endpoint.limits),
     }
+}
+
+/// None where nothing is limited.
+fn limits_message(limits: &config::Limits) -> Option<Limits> {
+    let values = limits.values().map(Option::unwrap_or_default);
+    let [iops, read_iops, write_iops, bandwidth, read_bandwidth, write_bandwidth] = values;
+    (!limits.is_none()).then_some(Limits {
+        iops,
+        read_iops,
+        write_iops,
+        bandwidth,
+        read_bandwidth,
+        write_bandwidth,
+    })
 }
 
 #[cfg(test)]

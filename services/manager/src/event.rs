@@ -126,13 +126,30 @@ pub fn differences(old: &Config, new: &Config) -> Vec<(Kind, Object)> {
     for object in after {
         if !object.is_in(old) {
             found.push((Kind::Created, object));
-        } else if let Object::Volume(name) = &object
-            && old.bdev(name) != new.bdev(name)
-        {
+        } else if is_changed(&object, old, new) {
             found.push((Kind::Updated, object));
         }
     }
     found
+}
+
+/// Whether an object that both have is another one in `new`; a subsystem's namespaces are objects of their own.
+fn is_changed(object: &Object, old: &Config, new: &Config) -> bool {
+    match object {
+        Object::Volume(name) => old.bdev(name) != new.bdev(name),
+        Object::Subsystem(_) => false,
+        Object::Namespace { subsystem, nsid } => {
+            let find = |config: &Config| {
+                let namespaces = &config.subsystem(subsystem)?.namespaces;
+                namespaces.iter().find(|namespace| namespace.nsid == *nsid).cloned()
+            };
+            find(old) != find(new)
+        }
+        Object::Controller(name) => {
+            let find = |config: &Config| config.endpoints.iter().find(|e| e.name == *name).cloned();
+            find(old) != find(new)
+        }
+    }
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ pub mod made;
 pub mod manager;
 pub mod metrics;
 pub mod object;
+mod pause;
 mod peer;
 pub mod reconcile;
 #[cfg(test)]

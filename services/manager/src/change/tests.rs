@@ -157,6 +157,20 @@ fn endpoints_come_and_go_but_do_not_change() {
 }
 
 #[test]
+fn limits_change_while_guests_run() {
+    let namespace = "nsid = 1\nbdev = \"mem0\"\nlimits = { bandwidth = \"1MiB\", iops = 9 }\n";
+    let edits = [
+        ("nsid = 1\nbdev = \"mem0\"\n", namespace),
+        ("queues = 8", "queues = 8\nlimits = { read_iops = 3 }"),
+    ];
+    let lines = [
+        "limits of namespace 1 of s0 changed from none to iops 9, bandwidth 1MiB",
+        "limits of endpoint vm0 changed from none to read_iops 3",
+    ];
+    allowed(&edits, &lines);
+}
+
+#[test]
 fn processes_do_not_change() {
     refused(
         &[

@@ -66,6 +66,7 @@ fn a_frontend_hears_of_its_own_subsystems_and_of_their_endpoints() {
         queues: 8,
         max_transfer_bytes: 256 << 10,
         vectors: 4,
+        limits: None,
     };
     assert_eq!(f0.endpoints, [vm0]);
 
@@ -74,6 +75,19 @@ fn a_frontend_hears_of_its_own_subsystems_and_of_their_endpoints() {
     assert_eq!(f1.subsystems[0].namespaces[0].size_bytes, 0, "the file knows");
     assert_eq!(f1.endpoints[0].doorbells(), DoorbellMode::Shadow);
     assert_eq!(f1.endpoints[0].workers, ["w1"]);
+}
+
+#[test]
+fn limits_are_told_where_there_are_any() {
+    let edits = [
+        ("nsid = 7\nbdev = \"null0\"", "nsid = 7\nbdev = \"null0\"\nlimits = { iops = 500 }"),
+        ("queues = 8", "queues = 8\nlimits = { write_bandwidth = \"1MiB\" }"),
+    ];
+    let f0 = sample::desired(sample::config(&edits)).targets("f0");
+    let namespaces: Vec<_> = f0.subsystems[0].namespaces.iter().map(|n| n.limits).collect();
+    assert_eq!(namespaces, [None, Some(Limits { iops: 500, ..Limits::default() })]);
+    let expected = Limits { write_bandwidth: 1 << 20, ..Limits::default() };
+    assert_eq!(f0.endpoints[0].limits, Some(expected));
 }
 
 #[test]

@@ -1,19 +1,22 @@
 //! Controllers: the endpoints, and who is connected to them.
 
 use super::guard::Audited;
+use super::limits::{self, Change};
 use super::request::{absent, call, changeable, common, compare_etag, etag, named};
 use super::{Api, error, page};
 use crate::counters::Client;
 use crate::manager::edit::{EditError, now_ms};
 use crate::object::Object;
+use crate::pause;
 use crate::view::View;
-use service::config::{self, Config, Doorbells, Endpoint};
+use service::config::{self, Config, Doorbells, Endpoint, Limits};
 use tonic::{Request, Response, Status};
 use vireo_api::v1;
 use vireo_api::v1::controller_service_server::ControllerService;
 use vireo_api::v1::{
     Controller, CreateControllerRequest, DeleteControllerRequest, DoorbellMode,
-    GetControllerRequest, ListControllersRequest, ListControllersResponse,
+    GetControllerRequest, ListControllersRequest, ListControllersResponse, PauseControllerRequest,
+    PauseState, ResumeControllerRequest, UpdateControllerRequest,
 };
 
 const PATTERN: &str = "controllers/{controller}";
@@ -28,6 +31,7 @@ impl ControllerService for Api {
         let mut controller = shown(&self.manager.view(), &object)
             .ok_or_else(|| error::missing(&object.to_string()))?;
         self.fill_client(&mut controller, &object).await;
+        self.fill_pause_state(&mut controller, &object).await;
         Ok(Response::new(controller))
     }
 
@@ -42,12 +46,19 @@ impl ControllerService for Api {
         let (endpoints, next_page_token) =
             page::page(endpoints, request.page_size, &request.page_token)?;
         let connected = self.manager.connected().await;
+        let (known, paused) = pause::overview(self.manager.peers()).await;
         let mut controllers = Vec::with_capacity(endpoints.len());
         for endpoint in endpoints {
             let mut controller = controller(&view, &endpoint);
-            // One question more only for those that have a client.
+            let object = Object::Controller(endpoint.name.clone());
+            // One question more only for those that have a client, or are paused.
             if connected.get(&endpoint.name) == Some(&true) {
-                self.fill_client(&mut controller, &Object::Controller(endpoint.name)).await;
+                self.fill_client(&mut controller, &object).await;
+            }
+            if paused.contains(&endpoint.name) {
+                self.fill_pause_state(&mut controller, &object).await;
+            } else if known.contains(&endpoint.name) {
+                controller.pause_state = PauseState::Running.into();
             }
             controllers.push(controller);
         }
@@ -70,6 +81,7 @@ impl ControllerService for Api {
             Err(_) => return Err(error::invalid("controller.doorbells", "is not known")),
         };
         let named_workers = workers(&wanted.workers)?;
+        let limits = limits::parse("controller.limits", wanted.limits.as_ref())?;
         let work = move |view: &mut View| {
             let object = Object::Controller(id.clone());
             absent(view, &object)?;
@@ -80,7 +92,10 @@ impl ControllerService for Api {
                 return Err(EditError::Missing(parent));
             }
             let config = &mut view.desired.config;
-            let added = endpoint(config, id, subsystem, doorbells, named_workers, &wanted);
+            let added = Endpoint {
+                limits,
+                ..endpoint(config, id, subsystem, doorbells, named_workers, &wanted)
+            };
             config.endpoints.push(added);
             view.made.objects.insert(object.clone(), now_ms());
             Ok(object)
@@ -91,6 +106,61 @@ impl ControllerService for Api {
         let mut response = Response::new(controller);
         response.extensions_mut().insert(Audited(edited.object.to_string()));
         Ok(response)
+    }
+
+    async fn update_controller(
+        &self,
+        request: Request<UpdateControllerRequest>,
+    ) -> Result<Response<Controller>, Status> {
+        let request = request.into_inner();
+        let call = call("UpdateController", &request, &request.request_id, request.validate_only)?;
+        let wanted =
+            request.controller.ok_or_else(|| error::invalid("controller", "is missing"))?;
+        let object = controller_named_in("controller.name", &wanted.name)?;
+        let change = Change::of(request.update_mask.as_ref(), wanted.limits.as_ref())?;
+        let limits = limits::parse("controller.limits", wanted.limits.as_ref())?;
+        let work = move |view: &mut View| {
+            changeable(view, &object)?;
+            let now = shown(view, &object).ok_or(EditError::Missing(object.clone()))?;
+            compare_etag(&object, &wanted.etag, &now.etag)?;
+            if let Some(field) = fixed(&wanted, &now) {
+                let reason = format!("{field} cannot change: delete it and make it anew");
+                return Err(EditError::InTheWay { object, reason });
+            }
+            let endpoints = view.desired.config.endpoints.iter_mut();
+            for found in endpoints.filter(|e| Object::Controller(e.name.clone()) == object) {
+                found.limits = change.apply(found.limits, limits);
+            }
+            Ok(object)
+        };
+        let edited = self.edit(call, work).await?;
+        let mut controller = shown(&edited.view, &edited.object)
+            .ok_or_else(|| error::missing(&edited.object.to_string()))?;
+        self.fill_client(&mut controller, &edited.object).await;
+        self.fill_pause_state(&mut controller, &edited.object).await;
+        let mut response = Response::new(controller);
+        response.extensions_mut().insert(Audited(edited.object.to_string()));
+        Ok(response)
+    }
+
+    async fn pause_controller(
+        &self,
+        request: Request<PauseControllerRequest>,
+    ) -> Result<Response<Controller>, Status> {
+        let request = request.into_inner();
+        let object = controller_named(&request.name)?;
+        self.pause(&object, &request).await?;
+        self.pause_answer(object).await
+    }
+
+    async fn resume_controller(
+        &self,
+        request: Request<ResumeControllerRequest>,
+    ) -> Result<Response<Controller>, Status> {
+        let request = request.into_inner();
+        let object = controller_named(&request.name)?;
+        self.resume(&object, &request).await?;
+        self.pause_answer(object).await
     }
 
     async fn delete_controller(
@@ -133,16 +203,45 @@ impl ControllerService for Api {
 }
 
 impl Api {
-    async fn client(&self, object: &Object) -> Option<Client> {
+    /// The controller after a pause or a resumption of it.
+    async fn pause_answer(&self, object: Object) -> Result<Response<Controller>, Status> {
+        let mut controller = shown(&self.manager.view(), &object)
+            .ok_or_else(|| error::missing(&object.to_string()))?;
+        self.fill_client(&mut controller, &object).await;
+        self.fill_pause_state(&mut controller, &object).await;
+        let mut response = Response::new(controller);
+        response.extensions_mut().insert(Audited(object.to_string()));
+        Ok(response)
+    }
+
+    pub(crate) async fn client(&self, object: &Object) -> Option<Client> {
         let Object::Controller(name) = object else { return None };
         let config = self.manager.config();
         crate::counters::client(&config, self.manager.peers(), name).await
     }
 
-    async fn fill_client(&self, controller: &mut Controller, object: &Object) {
+    pub(crate) async fn fill_client(&self, controller: &mut Controller, object: &Object) {
         let client = self.client(object).await;
         controller.client = client.map(|client| v1::Client { pid: client.pid, uid: client.uid });
     }
+}
+
+/// A field of a controller that is to be another one, and cannot.
+fn fixed(wanted: &Controller, now: &Controller) -> Option<&'static str> {
+    let text = |wanted: &str, now: &str| !wanted.is_empty() && wanted != now;
+    let number = |wanted: u32, now: u32| wanted != 0 && wanted != now;
+    [
+        ("subsystem", text(&wanted.subsystem, &now.subsystem)),
+        ("path", text(&wanted.path, &now.path)),
+        ("doorbells", wanted.doorbells != 0 && wanted.doorbells != now.doorbells),
+        ("tenant", text(&wanted.tenant, &now.tenant)),
+        ("workers", !wanted.workers.is_empty() && wanted.workers != now.workers),
+        ("queues", number(wanted.queues, now.queues)),
+        ("max_transfer_bytes", number(wanted.max_transfer_bytes, now.max_transfer_bytes)),
+        ("vectors", number(wanted.vectors, now.vectors)),
+    ]
+    .into_iter()
+    .find_map(|(field, differs)| differs.then_some(field))
 }
 
 /// Names of workers from resource names.
@@ -160,7 +259,7 @@ fn workers(names: &[String]) -> Result<Vec<String>, Status> {
 }
 
 /// What a caller wants, with defaults, as an endpoint.
-fn endpoint(
+pub(crate) fn endpoint(
     config: &Config,
     name: String,
     subsystem: &str,
@@ -191,14 +290,19 @@ fn endpoint(
         queues,
         max_transfer: or(wanted.max_transfer_bytes, config::DEFAULT_MAX_TRANSFER),
         vectors: or(wanted.vectors, queues.saturating_add(1)),
+        limits: Limits::default(),
     }
 }
 
-fn controller_named(name: &str) -> Result<Object, Status> {
-    named("name", name, PATTERN, |object| matches!(object, Object::Controller(_)))
+pub(super) fn controller_named(name: &str) -> Result<Object, Status> {
+    controller_named_in("name", name)
 }
 
-fn shown(view: &View, object: &Object) -> Option<Controller> {
+fn controller_named_in(field: &str, name: &str) -> Result<Object, Status> {
+    named(field, name, PATTERN, |object| matches!(object, Object::Controller(_)))
+}
+
+pub(crate) fn shown(view: &View, object: &Object) -> Option<Controller> {
     let Object::Controller(name) = object else { return None };
     let mut endpoints = view.desired.config.endpoints.iter();
     endpoints.find(|endpoint| endpoint.name == *name).map(|found| controller(view, found))
@@ -220,6 +324,7 @@ fn controller(view: &View, found: &Endpoint) -> Controller {
         queues: found.queues,
         max_transfer_bytes: found.max_transfer,
         vectors: found.vectors,
+        limits: limits::shown(&found.limits),
         ..Controller::default()
     };
     controller.etag = etag(&controller);

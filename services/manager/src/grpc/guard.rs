@@ -177,7 +177,7 @@ mod tests {
         for service in ours.flat_map(|file| &file.service) {
             for method in &service.method {
                 let path = format!("/vireo.v1.{}/{}", service.name(), method.name());
-                let changing = ["Create", "Update", "Delete", "Reset", "Reload"];
+                let changing = ["Create", "Update", "Delete", "Reset", "Reload", "Pause", "Resume"];
                 let changes = changing.iter().any(|verb| method.name().starts_with(verb));
                 assert_eq!(needed(&path) == Role::Admin, changes, "{path}");
                 seen += 1;

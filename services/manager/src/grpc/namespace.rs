@@ -1,6 +1,7 @@
 //! Namespaces.
 
 use super::guard::Audited;
+use super::limits::{self, Change};
 use super::request::{call, changeable, common, compare_etag, etag, named};
 use super::subsystem::subsystem_named;
 use super::{Api, error, page};
@@ -12,7 +13,7 @@ use tonic::{Request, Response, Status};
 use vireo_api::v1::namespace_service_server::NamespaceService;
 use vireo_api::v1::{
     CreateNamespaceRequest, DeleteNamespaceRequest, GetNamespaceRequest, ListNamespacesRequest,
-    ListNamespacesResponse, Namespace,
+    ListNamespacesResponse, Namespace, UpdateNamespaceRequest,
 };
 
 const PATTERN: &str = "subsystems/{subsystem}/namespaces/{nsid}";
@@ -69,6 +70,7 @@ impl NamespaceService for Api {
         let volume = named("namespace.volume", &wanted.volume, "volumes/{volume}", |object| {
             matches!(object, Object::Volume(_))
         })?;
+        let limits = limits::parse("namespace.limits", wanted.limits.as_ref())?;
         let given = match request.namespace_id.as_str() {
             "" => None,
             text => {
@@ -88,12 +90,50 @@ impl NamespaceService for Api {
             let lowest = || (1..).find(|nsid| !taken(nsid)).unwrap_or(u32::MAX);
             let nsid = given.unwrap_or_else(lowest);
             let object = Object::Namespace { subsystem: name.clone(), nsid };
-            let added = config::Namespace { nsid, bdev };
+            let added = config::Namespace { nsid, bdev, limits };
             if taken(&nsid) {
                 return Err(EditError::Exists(object));
             }
             subsystem.namespaces.push(added);
             view.made.objects.insert(object.clone(), now_ms());
+            Ok(object)
+        };
+        let edited = self.edit(call, work).await?;
+        let namespace = shown(&edited.view, &edited.object)
+            .ok_or_else(|| error::missing(&edited.object.to_string()))?;
+        let mut response = Response::new(namespace);
+        response.extensions_mut().insert(Audited(edited.object.to_string()));
+        Ok(response)
+    }
+
+    async fn update_namespace(
+        &self,
+        request: Request<UpdateNamespaceRequest>,
+    ) -> Result<Response<Namespace>, Status> {
+        let request = request.into_inner();
+        let call = call("UpdateNamespace", &request, &request.request_id, request.validate_only)?;
+        let wanted = request.namespace.ok_or_else(|| error::invalid("namespace", "is missing"))?;
+        let object = named("namespace.name", &wanted.name, PATTERN, |object| {
+            matches!(object, Object::Namespace { .. })
+        })?;
+        let change = Change::of(request.update_mask.as_ref(), wanted.limits.as_ref())?;
+        let limits = limits::parse("namespace.limits", wanted.limits.as_ref())?;
+        let work = move |view: &mut View| {
+            changeable(view, &object)?;
+            let now = shown(view, &object).ok_or(EditError::Missing(object.clone()))?;
+            compare_etag(&object, &wanted.etag, &now.etag)?;
+            if !wanted.volume.is_empty() && wanted.volume != now.volume {
+                let reason = "volume cannot change: delete it and make it anew".to_owned();
+                return Err(EditError::InTheWay { object, reason });
+            }
+            let Object::Namespace { subsystem: name, nsid } = &object else {
+                return Err(EditError::Missing(object));
+            };
+            let subsystems = view.desired.config.subsystems.iter_mut();
+            let namespaces = subsystems.filter(|s| s.name == *name).flat_map(|s| &mut s.namespaces);
+            for found in namespaces.filter(|namespace| namespace.nsid == *nsid) {
+                found.limits = change.apply(found.limits, limits);
+            }
             Ok(object)
         };
         let edited = self.edit(call, work).await?;
@@ -140,7 +180,7 @@ fn namespace_named(name: &str) -> Result<Object, Status> {
     named("name", name, PATTERN, |object| matches!(object, Object::Namespace { .. }))
 }
 
-fn shown(view: &View, object: &Object) -> Option<Namespace> {
+pub(crate) fn shown(view: &View, object: &Object) -> Option<Namespace> {
     let Object::Namespace { subsystem, nsid } = object else { return None };
     let subsystem = view.desired.config.subsystem(subsystem)?;
     let found = subsystem.namespaces.iter().find(|namespace| namespace.nsid == *nsid)?;
@@ -155,6 +195,7 @@ fn namespace(view: &View, subsystem: &config::Subsystem, found: &config::Namespa
         nsid: found.nsid,
         volume: Object::Volume(found.bdev.clone()).to_string(),
         uuid: uuid.map(|uuid| uuid.to_string()).unwrap_or_default(),
+        limits: limits::shown(&found.limits),
         ..Namespace::default()
     };
     namespace.etag = etag(&namespace);

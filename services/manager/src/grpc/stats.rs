@@ -215,5 +215,8 @@ fn counters(counters: counters::Counters) -> Counters {
         written_bytes: counters.written_bytes,
         errors: counters.errors,
         media_errors: counters.media_errors,
+        throttled: counters.throttled,
+        throttled_time: (counters.throttled > 0)
+            .then(|| time::duration(Duration::from_nanos(counters.throttled_ns))),
     }
 }

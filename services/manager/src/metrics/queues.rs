@@ -29,8 +29,12 @@ pub(super) fn read(
     };
     for (index, counters) in segment.counters.iter().enumerate() {
         let nsid = index as u32 + 1;
-        if nsids.contains(&nsid) || !is_untouched(counters) {
-            namespace(page, &endpoint(&[("nsid", nsid.to_string())]), counters);
+        let throttled = &segment.throttled[index];
+        if nsids.contains(&nsid) || !is_untouched(counters) || load(&throttled.commands) > 0 {
+            let labels = endpoint(&[("nsid", nsid.to_string())]);
+            namespace(page, &labels, counters);
+            page.count(&metric::IO_THROTTLED, labels.clone(), load(&throttled.commands));
+            page.time(&metric::IO_THROTTLED_SECONDS, labels, load(&throttled.waited_ns));
         }
     }
     for (qid, (sq, cq)) in
@@ -154,6 +158,8 @@ mod tests {
         row.written_bytes.store(4096, Ordering::Relaxed);
         row.errors.store(3, Ordering::Relaxed);
         row.media_errors.store(1, Ordering::Relaxed);
+        segment.throttled[6].commands.store(2, Ordering::Relaxed);
+        segment.throttled[6].waited_ns.store(1_500_000_000, Ordering::Relaxed);
         segment.submission_queues[2].fetched.store(9, Ordering::Relaxed);
         let text = page(&segment, &[1]);
         let at = "endpoint=\"vm0\",subsystem=\"s0\",worker=\"w0\"";
@@ -162,6 +168,8 @@ mod tests {
             format!("vireo_io_operations_total{{{at},nsid=\"7\",op=\"read\"}} 5"),
             format!("vireo_io_bytes_total{{{at},nsid=\"7\",op=\"write\"}} 4096"),
             format!("vireo_io_errors_total{{{at},nsid=\"7\",kind=\"other\"}} 2"),
+            format!("vireo_io_throttled_total{{{at},nsid=\"7\"}} 2"),
+            format!("vireo_io_throttled_seconds_total{{{at},nsid=\"7\"}} 1.5"),
             format!("vireo_io_queue_commands_total{{{at},queue=\"2\"}} 9"),
             format!("vireo_controller_failed{{{at},reason=\"memory_fault\"}} 0"),
         ] {

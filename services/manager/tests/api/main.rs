@@ -6,6 +6,7 @@ mod crash;
 mod failures;
 mod foreign;
 mod killed;
+mod limits;
 mod standard;
 mod support;
 mod targets;

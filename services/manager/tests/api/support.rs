@@ -27,7 +27,8 @@ use vireo_manager::manager::Manager;
 use vireo_manager::store::file_system::{Disk, FileSystem};
 use vireo_proto::Failure;
 use vireo_proto::handoff::{
-    ApplyFailure, ApplyResult, BdevInfo, EndpointReport, ProcessStatus, StatusItem, reply, request,
+    ApplyFailure, ApplyResult, ApplyTargets, BdevInfo, EndpointReport, Limits, PauseEndpoint,
+    PauseState, ProcessStatus, StatusItem, reply, request,
 };
 
 /// How long anything may take that has to happen.
@@ -68,6 +69,12 @@ pub struct Fake {
     pub reports: Mutex<BTreeMap<String, EndpointReport>>,
     /// How long it takes to apply something.
     pub delay: Mutex<Duration>,
+    /// How far endpoints come that are paused.
+    pub pauses_to: Mutex<PauseState>,
+    /// Pauses that it was asked for.
+    pub pauses: Mutex<Vec<PauseEndpoint>>,
+    /// Limits that it was told last, by namespace (`s0/1`) and endpoint.
+    pub limits: Mutex<BTreeMap<String, Limits>>,
     /// How often it was asked how it is.
     pub asked: AtomicU64,
 }
@@ -96,6 +103,7 @@ impl Fake {
             kind: "endpoint".into(),
             name: name.clone(),
             state: if report.connected { "connected" } else { "waiting" }.into(),
+            paused: report.pause_state() > PauseState::Running,
             message: String::new(),
         };
         ProcessStatus {
@@ -118,6 +126,16 @@ impl Fake {
     }
 }
 
+/// What is limited, by namespace (`s0/1`) and endpoint.
+fn limits_of(wanted: &ApplyTargets) -> BTreeMap<String, Limits> {
+    let namespaces = wanted.subsystems.iter().flat_map(|subsystem| {
+        let name = |nsid: u32| format!("{}/{nsid}", subsystem.name);
+        subsystem.namespaces.iter().filter_map(move |n| Some((name(n.nsid), n.limits?)))
+    });
+    let endpoints = wanted.endpoints.iter().filter_map(|e| Some((e.name.clone(), e.limits?)));
+    namespaces.chain(endpoints).collect()
+}
+
 impl Handler for Fake {
     async fn handle(&self, request: Incoming) -> Result<Answer, Failure> {
         match request.body {
@@ -129,6 +147,7 @@ impl Handler for Fake {
                 Ok(self.apply(bdevs.map(|b| (format!("bdev {}", b.name), line(&b))).collect()))
             }
             request::Body::ApplyTargets(wanted) if self.kind == "frontend" => {
+                *self.limits.lock().unwrap() = limits_of(&wanted);
                 let subsystems = wanted.subsystems.iter();
                 let namespaces = subsystems.flat_map(|subsystem| {
                     let name = &subsystem.name;
@@ -170,6 +189,19 @@ impl Handler for Fake {
                 report.next_worker = if rest.len() > 1 { read.first_worker + 1 } else { 0 };
                 report.workers = rest.into_iter().take(1).collect();
                 Ok(Answer::new(reply::Body::EndpointReport(report)))
+            }
+            request::Body::PauseEndpoint(pause) if self.kind == "frontend" => {
+                let state = *self.pauses_to.lock().unwrap();
+                let mut reports = self.reports.lock().unwrap();
+                reports.entry(pause.endpoint.clone()).or_default().set_pause_state(state);
+                self.pauses.lock().unwrap().push(pause);
+                Ok(Answer::done())
+            }
+            request::Body::ResumeEndpoint(resume) if self.kind == "frontend" => {
+                let mut reports = self.reports.lock().unwrap();
+                let report = reports.entry(resume.endpoint).or_default();
+                report.set_pause_state(PauseState::Running);
+                Ok(Answer::done())
             }
             _ => Err(Failure::unsupported()),
         }

@@ -8,6 +8,7 @@ mod check;
 mod drive;
 mod environment;
 mod host;
+mod limits;
 mod mistake;
 mod parse;
 mod print;
@@ -23,6 +24,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use api::{Api, Tls};
+pub use limits::{KEYS as LIMIT_KEYS, Limits};
 pub use mistake::{Mistake, Mistakes};
 pub use telemetry::Telemetry;
 pub use units::{format_duration, format_size};
@@ -195,6 +197,8 @@ pub struct Namespace {
     pub nsid: u32,
     /// Its block device.
     pub bdev: String,
+    /// What all controllers together may do on it.
+    pub limits: Limits,
 }
 
 /// One PCI function with one controller.
@@ -218,6 +222,8 @@ pub struct Endpoint {
     pub max_transfer: u32,
     /// MSI-X vectors.
     pub vectors: u32,
+    /// What its queues together may do.
+    pub limits: Limits,
 }
 
 /// How the guest rings.

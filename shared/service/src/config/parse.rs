@@ -3,6 +3,7 @@
 
 use super::api;
 use super::drive;
+use super::limits;
 use super::section::{Notes, Section};
 use super::telemetry;
 use super::{
@@ -218,11 +219,12 @@ fn subsystem(section: Section<'_>, first_frontend: &str) -> Subsystem {
         }
         let nsid = inner.integer("nsid", 1..=MAX_NSID);
         let bdev = inner.required("bdev", "mem0");
+        let limits = limits::parse(&inner);
         if let Some(nsid) = nsid.map(|nsid| nsid as u32) {
             if namespaces.iter().any(|namespace| namespace.nsid == nsid) {
                 inner.wrong("nsid", format!("{nsid} is there already"), "write another number");
             } else {
-                namespaces.push(Namespace { nsid, bdev: bdev.unwrap_or_default() });
+                namespaces.push(Namespace { nsid, bdev: bdev.unwrap_or_default(), limits });
             }
         }
         inner.finish(&[]);
@@ -257,6 +259,7 @@ fn endpoint(section: Section<'_>, runtime_dir: &std::path::Path, workers: &[Work
         .power_of_two("max_transfer", TRANSFER.0..=TRANSFER.1)
         .unwrap_or(DEFAULT_MAX_TRANSFER.into());
     let vectors = section.integer("vectors", 1..=MAX_VECTORS).unwrap_or(queues + 1);
+    let limits = limits::parse(&section);
     section.finish(&[]);
     Endpoint {
         name,
@@ -268,6 +271,7 @@ fn endpoint(section: Section<'_>, runtime_dir: &std::path::Path, workers: &[Work
         queues: queues as u32,
         max_transfer: max_transfer as u32,
         vectors: vectors as u32,
+        limits,
     }
 }
 

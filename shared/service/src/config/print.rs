@@ -1,7 +1,7 @@
 //! The effective configuration as text: defaults filled in, environment applied; reads back as the same.
 
 use super::units::{format_duration, format_size};
-use super::{Channel, Config, Doorbells, Driver, Endpoint};
+use super::{Channel, Config, Doorbells, Driver, Endpoint, limits};
 use std::path::Path;
 use toml::{Table, Value};
 
@@ -36,7 +36,9 @@ impl Config {
                 fields.push(("frontend", text(&subsystem.frontend)));
                 let namespaces = list(&subsystem.namespaces, |namespace| {
                     let nsid = Value::Integer(namespace.nsid.into());
-                    vec![("nsid", nsid), ("bdev", text(&namespace.bdev))]
+                    let mut fields = vec![("nsid", nsid), ("bdev", text(&namespace.bdev))];
+                    fields.extend(limits::print(&namespace.limits));
+                    fields
                 });
                 fields.push(("namespace", namespaces));
                 fields
@@ -84,7 +86,7 @@ fn endpoint(endpoint: &Endpoint) -> Vec<(&'static str, Value)> {
         Doorbells::Shadow => "shadow",
     };
     let workers = endpoint.workers.iter().map(|worker| text(worker)).collect();
-    vec![
+    let mut fields = vec![
         ("name", text(&endpoint.name)),
         ("subsystem", text(&endpoint.subsystem)),
         ("path", path(&endpoint.path)),
@@ -94,7 +96,9 @@ fn endpoint(endpoint: &Endpoint) -> Vec<(&'static str, Value)> {
         ("queues", Value::Integer(endpoint.queues.into())),
         ("max_transfer", text(&format_size(endpoint.max_transfer.into()))),
         ("vectors", Value::Integer(endpoint.vectors.into())),
-    ]
+    ];
+    fields.extend(limits::print(&endpoint.limits));
+    fields
 }
 
 fn list<T>(items: &[T], fields: impl Fn(&T) -> Vec<(&'static str, Value)>) -> Value {

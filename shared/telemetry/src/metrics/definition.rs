@@ -66,6 +66,8 @@ metrics! {
     IO_OPERATIONS: Counter "vireo_io_operations" "Commands completed; op is read (compares and verifies included), write or other.";
     IO_BYTES: Counter "vireo_io_bytes" "Data moved, in bytes; op is read or write.";
     IO_ERRORS: Counter "vireo_io_errors" "Commands that ended with an error; kind is media (status code type 2h, compare failure apart) or other.";
+    IO_THROTTLED: Counter "vireo_io_throttled" "Commands that had to wait for a limit of their namespace or controller.";
+    IO_THROTTLED_SECONDS: Counter "vireo_io_throttled_seconds" "Time that commands waited for a limit, of those that went on, in sum.";
     IO_DURATION: Histogram "vireo_io_duration_seconds" "Time from fetch to completion of sampled commands; op is read, write or other.";
     IO_QUEUE_COMMANDS: Counter "vireo_io_queue_commands" "Commands fetched from a submission queue since it was created.";
     IO_QUEUE_COMPLETIONS: Counter "vireo_io_queue_completions" "Entries posted to a completion queue since it was created.";
