@@ -4,9 +4,10 @@ use prost::Message;
 use std::error::Error;
 use std::path::PathBuf;
 
-const FILES: [&str; 9] = [
+const FILES: [&str; 10] = [
     "vireo/v1/controller.proto",
     "vireo/v1/event.proto",
+    "vireo/v1/fault.proto",
     "vireo/v1/namespace.proto",
     "vireo/v1/stats.proto",
     "vireo/v1/subsystem.proto",

@@ -1,8 +1,13 @@
 //! What a running target costs: the real processes, and the driver library as their client over vfio-user.
 //!
 //! `make bench` builds the programs and runs it; `cargo bench -p vireo-tests --bench processes` alone finds them where
-//! `cargo build --release --workspace --bins` leaves them. Arguments after `--` choose parts: `speed`, `idle`, `memory`.
+//! `cargo build --release --workspace --bins` leaves them. Arguments after `--` choose parts: `speed`, `tracing`, `idle`, `memory`.
 
+#[path = "../tests/telemetry/collector.rs"]
+#[allow(dead_code, reason = "tests look at what it got; here it only has to take it")]
+mod collector;
+
+use collector::Collector;
 use nix::unistd::Pid;
 use nvme_driver::{
     Completed, Controller, DmaBuffer, Namespace, Options, QueueOptions, QueuePair, Request,
@@ -10,10 +15,13 @@ use nvme_driver::{
 };
 use nvme_spec::{Lba, Nsid};
 use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use vireo_tests::client::Pinned;
 use vireo_tests::measure::{CLIENT, SERVER, compare, counted, floor, heading, median};
-use vireo_tests::target::{Target, configuration};
+use vireo_tests::target::{Target, configuration, program, run};
 
 /// Bytes of the memory device.
 const DEVICE: u64 = 1 << 30;
@@ -89,6 +97,11 @@ impl Client {
 /// A target with a null and a memory device, both as a lease (namespaces 1 and 2) and as a ring (3 and 4), with an
 /// endpoint for each way to ring doorbells.
 fn target(memory: bool) -> Target {
+    target_with(memory, "")
+}
+
+/// The same with further tables.
+fn target_with(memory: bool, more: &str) -> Target {
     let mut tables = String::new();
     let mut namespaces = String::new();
     let drivers = if memory { &["null", "malloc"][..] } else { &["null"] };
@@ -109,6 +122,7 @@ fn target(memory: bool) -> Target {
             "[[endpoint]]\nname = \"{doorbells}\"\nsubsystem = \"s0\"\ndoorbells = \"{doorbells}\"\n"
         );
     }
+    tables += more;
     let pinned = format!("name = \"w0\"\ncore = {SERVER}\n");
     let target = Target::start(&configuration(&tables).replace("name = \"w0\"\n", &pinned));
     target.await_all_ready();
@@ -181,6 +195,69 @@ fn speed() {
     );
 }
 
+/// What it costs to be watched.
+fn tracing() {
+    let collector = Collector::start();
+    let keys = format!("[telemetry]\notlp = \"{}\"\nsample = 0\n", collector.endpoint());
+    let target = target_with(false, &keys);
+    let sampled = |interval: u32| {
+        let mut command = std::process::Command::new(program("vireo"));
+        let interval = interval.to_string();
+        command.args(["trace", "update", "w0", "--sample", &interval, "--runtime-dir"]);
+        command.arg(target.site().run_dir());
+        let output = run(command);
+        assert!(output.status.success(), "{output:?}");
+    };
+    let read = |depth: u16, total: u64| {
+        let mut client = Client::connect(&target, "mapped", 1, depth);
+        let _pinned = Pinned::to(CLIENT);
+        client.run(total / 10);
+        client.run(total)
+    };
+    let traced = |interval, depth, total| {
+        sampled(interval);
+        read(depth, total)
+    };
+    println!("\nbeing watched, null, lease; spans go to a collector on the same two cores");
+    heading();
+    for (depth, total) in [(1, 100_000), (32, 1_000_000)] {
+        for (name, interval) in [("1 in 1000 traced", 1000), ("each traced", 1)] {
+            let name = format!("{name}, d{depth}");
+            let base = || traced(0, depth, total);
+            compare(&name, "base: tracing off", base, || traced(interval, depth, total));
+        }
+        let name = format!("scraped every second, d{depth}");
+        // Long enough that some scrapes fall into it.
+        let total = total * 20;
+        let base = || traced(0, depth, total);
+        compare(&name, "base: not scraped", base, || {
+            sampled(0);
+            let stop = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    while !stop.load(Ordering::Relaxed) {
+                        scrape(&target);
+                        std::thread::park_timeout(Duration::from_secs(1));
+                    }
+                });
+                let time = read(depth, total);
+                stop.store(true, Ordering::Relaxed);
+                time
+            })
+        });
+    }
+}
+
+/// Reads the metrics once.
+fn scrape(target: &Target) {
+    let socket = target.site().run_dir().join("metrics.sock");
+    let mut stream = UnixStream::connect(socket).expect("metrics are served");
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: vireo\r\n\r\n").expect("ask");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+}
+
 /// Writes a device once.
 fn fill(target: &Target, nsid: u32) {
     let mut client = Client::connect(target, "mapped", nsid, 1);
@@ -243,7 +320,8 @@ fn memory() {
 fn main() {
     let wanted: Vec<String> =
         std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
-    let parts: [(&str, fn()); 3] = [("speed", speed), ("idle", idle), ("memory", memory)];
+    let parts: [(&str, fn()); 4] =
+        [("speed", speed), ("tracing", tracing), ("idle", idle), ("memory", memory)];
     for (name, part) in parts {
         if wanted.is_empty() || wanted.iter().any(|want| want == name) {
             part();

@@ -12,6 +12,7 @@ pub mod change;
 pub mod counters;
 pub mod desired;
 pub mod event;
+mod fault;
 pub mod grpc;
 pub mod identity;
 pub mod made;

@@ -18,7 +18,7 @@ use telemetry::metrics::http;
 use vireo_manager::grpc;
 use vireo_manager::grpc::listen::{ListenError, Listener};
 use vireo_manager::manager::{Manager, StartError};
-use vireo_manager::metrics::Metrics;
+use vireo_manager::metrics::{Metrics, push};
 
 /// How long the host may take to serve all before the manager counts as ready without that.
 const START_BOUND: Duration = Duration::from_secs(15);
@@ -81,13 +81,16 @@ async fn run(
     let server = Server::adopt_or_bind(&socket, passed)
         .with_context(|| format!("listen on {}", socket.display()))?;
     let manager = Arc::new(Manager::start(name, file, config).await.context("start")?);
-    let metrics = listen_for_scrapes(&manager);
+    let listener_of_scrapes = listen_for_scrapes(&manager);
+    let metrics = Arc::new(Metrics::new(Arc::clone(&manager)));
     let listener = Listener::bind(&manager.config().api).await.context("serve the API")?;
+    let telemetry = manager.config().telemetry;
     tokio::select! {
         served = grpc::serve(Arc::clone(&manager), listener) => served?,
         () = server.serve(Arc::clone(&manager)) => {}
         () = manager.run() => {}
-        () = serve_metrics(Arc::clone(&manager), metrics) => {}
+        () = serve_metrics(Arc::clone(&metrics), listener_of_scrapes) => {}
+        () = push::run(&metrics, &telemetry, name) => {}
         () = tell(&manager) => {}
         () = feed_watchdog() => {}
         () = shutdown.requested() => {}
@@ -107,9 +110,8 @@ fn listen_for_scrapes(manager: &Manager) -> Option<http::Listener> {
 }
 
 /// Serves the metrics for ever, or nothing.
-async fn serve_metrics(manager: Arc<Manager>, listener: Option<http::Listener>) {
+async fn serve_metrics(metrics: Arc<Metrics>, listener: Option<http::Listener>) {
     let Some(listener) = listener else { return std::future::pending().await };
-    let metrics = Arc::new(Metrics::new(manager));
     listener
         .serve(move || {
             let metrics = Arc::clone(&metrics);

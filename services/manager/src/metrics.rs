@@ -3,6 +3,7 @@
 //! Nothing is kept between two scrapes but connections and when each process was last seen to start. A process that
 //! does not answer is left out and shown as down.
 
+pub mod push;
 mod queues;
 
 use crate::manager::Manager;

@@ -76,7 +76,8 @@ impl Tracer {
 
     /// Writes a record, if anybody takes it out; drops and counts it if there is no room.
     pub fn record(&self, record: &TraceRecord) {
-        if let Some(writer) = self.writer.as_ref().filter(|_| self.exports || record.is_captured()) {
+        if let Some(writer) = self.writer.as_ref().filter(|_| self.exports || record.is_captured())
+        {
             writer.lock().unwrap_or_else(PoisonError::into_inner).record(record);
         }
     }

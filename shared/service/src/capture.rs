@@ -60,7 +60,9 @@ impl<H: Handler, S: Source> Capturing<H, S> {
         })?;
         if !self.source.capture(controller, start.count) {
             self.captures.end(connection.0);
-            return Err(Failure::not_found(format!("controller {controller:032x} is not attached")));
+            return Err(Failure::not_found(format!(
+                "controller {controller:032x} is not attached"
+            )));
         }
         Ok(Answer::done())
     }
@@ -70,7 +72,8 @@ impl<H: Handler, S: Source> Capturing<H, S> {
         let taken = self.captures.take(connection.0, RECORDS, patience).await;
         let taken = taken.ok_or_else(|| Failure::precondition("nothing is captured"))?;
         let Taken { records, lost, ended } = taken;
-        let commands = records.iter().map(|record| CapturedCommand { words: record.to_words().into() });
+        let commands =
+            records.iter().map(|record| CapturedCommand { words: record.to_words().into() });
         let body = CapturedCommands { commands: commands.collect(), lost, ended };
         Ok(Answer::new(reply::Body::CapturedCommands(body)))
     }

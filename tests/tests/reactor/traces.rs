@@ -123,7 +123,9 @@ fn failures_are_captured_and_commands_of_a_batch_as_well() {
     worker.send(Message::Capture(1, 3));
     let mut wrong = io(NvmOpcode::READ, 2, 0, 8, rig.buffers(1));
     wrong.nsid = Nsid(9);
-    for command in [read(1, 0, rig.buffers(1)), wrong, read(3, 0, rig.buffers(1)), read(4, 0, rig.buffers(1))] {
+    for command in
+        [read(1, 0, rig.buffers(1)), wrong, read(3, 0, rig.buffers(1)), read(4, 0, rig.buffers(1))]
+    {
         queue.push(command);
     }
     queue.ring();

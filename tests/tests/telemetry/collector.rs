@@ -1,10 +1,17 @@
-//! A collector: takes OTLP over gRPC by the protocol's own published messages, and keeps what it got.
+//! A collector: takes spans and metrics by OTLP over gRPC, in the protocol's own published messages, and keeps what it
+//! got.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
+use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::{
+    MetricsService, MetricsServiceServer,
+};
+use opentelemetry_proto::tonic::collector::metrics::v1::{
+    ExportMetricsServiceRequest, ExportMetricsServiceResponse,
+};
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
     TraceService, TraceServiceServer,
 };
@@ -12,6 +19,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTraceServiceRequest, ExportTraceServiceResponse,
 };
 use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value::Value};
+use opentelemetry_proto::tonic::metrics::v1::metric::Data;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use tokio::sync::oneshot;
 use tonic::transport::Server;
@@ -41,11 +49,32 @@ impl Received {
 pub struct Collector {
     address: SocketAddr,
     spans: Arc<Mutex<Vec<Received>>>,
+    metrics: Arc<Mutex<Metrics>>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
+/// The last of each metric: its unit and data.
+pub type Metrics = BTreeMap<String, (String, Data)>;
+
 struct Service(Arc<Mutex<Vec<Received>>>);
+
+struct MetricsTaker(Arc<Mutex<Metrics>>);
+
+#[tonic::async_trait]
+impl MetricsService for MetricsTaker {
+    async fn export(
+        &self,
+        request: Request<ExportMetricsServiceRequest>,
+    ) -> Result<Response<ExportMetricsServiceResponse>, Status> {
+        let resources = request.into_inner().resource_metrics.into_iter();
+        let scopes = resources.flat_map(|resource| resource.scope_metrics);
+        let metrics = scopes.flat_map(|scope| scope.metrics);
+        let told = metrics.filter_map(|metric| Some((metric.name, (metric.unit, metric.data?))));
+        lock(&self.0).extend(told);
+        Ok(Response::new(ExportMetricsServiceResponse { partial_success: None }))
+    }
+}
 
 #[tonic::async_trait]
 impl TraceService for Service {
@@ -71,9 +100,11 @@ impl Collector {
     /// Starts one on a port of its own.
     pub fn start() -> Self {
         let spans = Arc::new(Mutex::new(Vec::new()));
+        let metrics = Arc::<Mutex<Metrics>>::default();
         let (stop, stopped) = oneshot::channel();
         let (tell, told) = std::sync::mpsc::channel();
         let service = TraceServiceServer::new(Service(Arc::clone(&spans)));
+        let taker = MetricsServiceServer::new(MetricsTaker(Arc::clone(&metrics)));
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.expect("a runtime").block_on(async move {
@@ -83,13 +114,14 @@ impl Collector {
                 let stopped = async { drop(stopped.await) };
                 Server::builder()
                     .add_service(service)
+                    .add_service(taker)
                     .serve_with_incoming_shutdown(incoming, stopped)
                     .await
                     .expect("serve");
             });
         });
         let address = told.recv().expect("the collector's address");
-        Self { address, spans, stop: Some(stop), thread: Some(thread) }
+        Self { address, spans, metrics, stop: Some(stop), thread: Some(thread) }
     }
 
     /// What `telemetry.otlp` is to be.
@@ -102,11 +134,28 @@ impl Collector {
         lock(&self.spans).clone()
     }
 
+    /// The last of each metric that came.
+    pub fn metrics(&self) -> Metrics {
+        lock(&self.metrics).clone()
+    }
+
     /// Waits for a span, and gives the whole of its trace as far as it is there.
     #[track_caller]
     pub fn await_trace(&self, what: &str, is: impl Fn(&[Received]) -> bool) -> Vec<Received> {
+        self.await_trace_of(what, || {}, is)
+    }
+
+    /// The same for what is done again and again until a trace of it is there.
+    #[track_caller]
+    pub fn await_trace_of(
+        &self,
+        what: &str,
+        mut again: impl FnMut(),
+        is: impl Fn(&[Received]) -> bool,
+    ) -> Vec<Received> {
         let mut found = Vec::new();
         until(what, || {
+            again();
             let all = self.spans();
             let mut traces: BTreeMap<Vec<u8>, Vec<Received>> = BTreeMap::new();
             for span in all {
@@ -132,8 +181,8 @@ impl Drop for Collector {
     }
 }
 
-fn lock(spans: &Mutex<Vec<Received>>) -> MutexGuard<'_, Vec<Received>> {
-    spans.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+fn lock<T>(kept: &Mutex<T>) -> MutexGuard<'_, T> {
+    kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 fn attributes(list: &[KeyValue]) -> BTreeMap<String, String> {

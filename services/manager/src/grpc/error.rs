@@ -25,6 +25,9 @@ pub(super) mod reason {
     pub(in crate::grpc) const STATE: &str = "STATE_NOT_WRITTEN";
     pub(in crate::grpc) const FAILED: &str = "PROCESS_REFUSED";
     pub(in crate::grpc) const INTERNAL: &str = "INTERNAL";
+    pub(in crate::grpc) const NO_CLIENT: &str = "NO_CLIENT";
+    pub(in crate::grpc) const GONE: &str = "CONTROLLER_GONE";
+    pub(in crate::grpc) const FAULTS_OFF: &str = "FAULTS_OFF";
     pub(in crate::grpc) const RELOAD: &str = "RELOAD_REFUSED";
 }
 

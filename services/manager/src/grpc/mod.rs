@@ -3,9 +3,11 @@
 //! Protobuf types stop here. What changes goes through [`Manager::edit`], which checks and stores it as a whole.
 
 pub mod caller;
+mod capture;
 mod controller;
 mod error;
 mod event;
+mod fault;
 pub mod guard;
 mod limits;
 pub mod listen;
@@ -22,6 +24,7 @@ mod volume;
 mod worker;
 
 use crate::counters::Bases;
+use crate::fault::Faults;
 use crate::manager::Manager;
 use crate::manager::edit::{Call, EditError, Edited};
 use crate::object::Object;
@@ -32,6 +35,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use telemetry::spans;
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tonic::Status;
 use tonic::server::NamedService;
 use tonic::transport::Server;
@@ -39,6 +43,7 @@ use tonic_health::server::HealthReporter;
 use vireo_api::MAX_REQUEST;
 use vireo_api::v1::controller_service_server::ControllerServiceServer;
 use vireo_api::v1::event_service_server::EventServiceServer;
+use vireo_api::v1::fault_service_server::FaultServiceServer;
 use vireo_api::v1::namespace_service_server::NamespaceServiceServer;
 use vireo_api::v1::stats_service_server::StatsServiceServer;
 use vireo_api::v1::subsystem_service_server::SubsystemServiceServer;
@@ -60,6 +65,9 @@ pub enum ServeError {
     /// The descriptors that are compiled in; a mistake of ours.
     #[error("descriptors for reflection")]
     Reflection(#[from] tonic_reflection::server::Error),
+    /// Memory for what faults count.
+    #[error("make the faults segment")]
+    Faults(#[from] ipc::segment::SegmentError),
     /// HTTP/2.
     #[error("serve the API")]
     Transport(#[from] tonic::transport::Error),
@@ -71,6 +79,10 @@ pub(crate) struct Api {
     manager: Arc<Manager>,
     bases: Arc<Bases>,
     watchers: Arc<Semaphore>,
+    /// Room for captures.
+    captures: Arc<Semaphore>,
+    /// Where they are allowed.
+    faults: Option<Arc<Faults>>,
 }
 
 impl Api {
@@ -93,8 +105,20 @@ impl Api {
 /// # Errors
 /// [`ServeError`]; never for what a caller does.
 pub async fn serve(manager: Arc<Manager>, listener: Listener) -> Result<(), ServeError> {
-    let api =
-        Api { manager, bases: Arc::default(), watchers: Arc::new(Semaphore::new(MAX_WATCHERS)) };
+    let config = manager.config();
+    let faults = config.api.fault_injection.then(|| Faults::new(&config)).transpose()?;
+    // Ends with this future.
+    let mut beside = JoinSet::new();
+    if let Some(faults) = &faults {
+        beside.spawn(Arc::clone(faults).run(config));
+    }
+    let api = Api {
+        manager,
+        bases: Arc::default(),
+        watchers: Arc::new(Semaphore::new(MAX_WATCHERS)),
+        captures: Arc::new(Semaphore::new(capture::MAX_CAPTURES)),
+        faults,
+    };
     let (reporter, health) = tonic_health::server::health_reporter();
     // Every service has the same bound on its requests, and a health of its own.
     let target = TargetServiceServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST);
@@ -106,6 +130,7 @@ pub async fn serve(manager: Arc<Manager>, listener: Listener) -> Result<(), Serv
     let worker = WorkerServiceServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST);
     let stats = StatsServiceServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST);
     let trace = TraceServiceServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST);
+    let fault = FaultServiceServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST);
     let event = EventServiceServer::new(api).max_decoding_message_size(MAX_REQUEST);
     healthy(&reporter, &target).await;
     healthy(&reporter, &volume).await;
@@ -115,6 +140,7 @@ pub async fn serve(manager: Arc<Manager>, listener: Listener) -> Result<(), Serv
     healthy(&reporter, &worker).await;
     healthy(&reporter, &stats).await;
     healthy(&reporter, &trace).await;
+    healthy(&reporter, &fault).await;
     healthy(&reporter, &event).await;
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -138,6 +164,7 @@ pub async fn serve(manager: Arc<Manager>, listener: Listener) -> Result<(), Serv
         .add_service(worker)
         .add_service(stats)
         .add_service(trace)
+        .add_service(fault)
         .add_service(event)
         .serve_with_incoming(listener)
         .await?;

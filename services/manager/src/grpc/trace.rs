@@ -1,5 +1,6 @@
-//! Which commands workers trace.
+//! Which commands workers trace, and captures.
 
+use super::capture::Answers;
 use super::guard::Audited;
 use super::{Api, error, time};
 use crate::metrics;
@@ -12,7 +13,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tonic::{Code, Request, Response, Status};
 use vireo_api::v1::trace_service_server::TraceService;
-use vireo_api::v1::{GetTracePolicyRequest, TracePolicy, UpdateTracePolicyRequest};
+use vireo_api::v1::{
+    CaptureCommandsRequest, GetTracePolicyRequest, TracePolicy, UpdateTracePolicyRequest,
+};
 use vireo_proto::handoff::{SetTracePolicy, request};
 
 const PATTERN: &str = "workers/{worker}/tracePolicy";
@@ -23,6 +26,15 @@ const FIELDS: [&str; 2] = ["sample_interval", "slow_threshold"];
 
 #[tonic::async_trait]
 impl TraceService for Api {
+    type CaptureCommandsStream = Answers;
+
+    async fn capture_commands(
+        &self,
+        request: Request<CaptureCommandsRequest>,
+    ) -> Result<Response<Answers>, Status> {
+        self.capture(request.into_inner()).await
+    }
+
     async fn get_trace_policy(
         &self,
         request: Request<GetTracePolicyRequest>,

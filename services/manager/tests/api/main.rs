@@ -4,6 +4,7 @@
 mod callers;
 mod crash;
 mod failures;
+mod faults;
 mod foreign;
 mod killed;
 mod limits;

@@ -9,9 +9,10 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_reflection::pb::{v1, v1alpha};
 
-const SERVICES: [&str; 9] = [
+const SERVICES: [&str; 10] = [
     "vireo.v1.ControllerService",
     "vireo.v1.EventService",
+    "vireo.v1.FaultService",
     "vireo.v1.NamespaceService",
     "vireo.v1.StatsService",
     "vireo.v1.SubsystemService",

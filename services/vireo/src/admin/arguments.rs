@@ -2,6 +2,8 @@
 
 use crate::perf::units::{parse_duration, parse_size};
 use clap::{Args, Subcommand, ValueEnum};
+pub use super::fault::FaultVerb;
+pub use super::trace::TraceVerb;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -22,6 +24,10 @@ pub enum AdminCommand {
     Worker(Verb<WorkerVerb>),
     /// Counters and latencies.
     Stats(Verb<StatsVerb>),
+    /// Which commands workers trace, and captures of the next ones.
+    Trace(Verb<TraceVerb>),
+    /// Faults injected into volumes on purpose, where the configuration allows them.
+    Fault(Verb<FaultVerb>),
     /// What happens, as it happens, one line each.
     Events {
         /// Only events of these resources (`controllers/vm0`).

@@ -4,12 +4,14 @@
 //! API's own descriptors, `show` prints them, `manifest` applies and exports whole configurations.
 
 mod arguments;
+mod fault;
 mod json;
 mod manifest;
 mod run;
 mod session;
 mod show;
 mod stats;
+mod trace;
 
 pub use arguments::AdminCommand;
 pub use run::run;

@@ -6,7 +6,7 @@ use super::arguments::{
 };
 use super::session::{Session, full_name, namespace_name, refusal};
 use super::show::{self, Column};
-use super::{json, manifest, stats};
+use super::{fault, json, manifest, stats, trace};
 use crate::text::print;
 use anyhow::Context;
 use prost::Message;
@@ -39,6 +39,8 @@ pub async fn run(command: AdminCommand) -> anyhow::Result<ExitCode> {
         AdminCommand::Controller(verb) => controllers(verb.verb, &verb.access).await,
         AdminCommand::Worker(verb) => workers(verb.verb, &verb.access).await,
         AdminCommand::Stats(verb) => stats::run(verb.verb, &verb.access).await,
+        AdminCommand::Trace(verb) => trace::run(verb.verb, &verb.access).await,
+        AdminCommand::Fault(verb) => fault::run(verb.verb, &verb.access).await,
         AdminCommand::Events { names, after, count, access } => {
             stats::events(names, after, count, &access).await
         }
@@ -99,7 +101,7 @@ impl Session {
     }
 }
 
-fn list<M: Message>(
+pub(super) fn list<M: Message>(
     kind: &str,
     messages: &[M],
     columns: &[Column],
@@ -110,7 +112,7 @@ fn list<M: Message>(
     Ok(ExitCode::SUCCESS)
 }
 
-fn one(
+pub(super) fn one(
     kind: &str,
     message: &impl Message,
     columns: &[Column],

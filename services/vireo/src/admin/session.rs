@@ -10,10 +10,12 @@ use tonic::transport::Channel;
 use tonic_types::StatusExt;
 use vireo_api::v1::controller_service_client::ControllerServiceClient;
 use vireo_api::v1::event_service_client::EventServiceClient;
+use vireo_api::v1::fault_service_client::FaultServiceClient;
 use vireo_api::v1::namespace_service_client::NamespaceServiceClient;
 use vireo_api::v1::stats_service_client::StatsServiceClient;
 use vireo_api::v1::subsystem_service_client::SubsystemServiceClient;
 use vireo_api::v1::target_service_client::TargetServiceClient;
+use vireo_api::v1::trace_service_client::TraceServiceClient;
 use vireo_api::v1::volume_service_client::VolumeServiceClient;
 use vireo_api::v1::worker_service_client::WorkerServiceClient;
 
@@ -32,6 +34,8 @@ pub(super) struct Session {
     pub(super) workers: WorkerServiceClient<Channel>,
     pub(super) stats: StatsServiceClient<Channel>,
     pub(super) events: EventServiceClient<Channel>,
+    pub(super) traces: TraceServiceClient<Channel>,
+    pub(super) faults: FaultServiceClient<Channel>,
 }
 
 impl Session {
@@ -55,7 +59,9 @@ impl Session {
             controllers: ControllerServiceClient::new(channel.clone()),
             workers: WorkerServiceClient::new(channel.clone()),
             stats: StatsServiceClient::new(channel.clone()),
-            events: EventServiceClient::new(channel),
+            events: EventServiceClient::new(channel.clone()),
+            traces: TraceServiceClient::new(channel.clone()),
+            faults: FaultServiceClient::new(channel),
         })
     }
 }

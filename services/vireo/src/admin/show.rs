@@ -81,6 +81,27 @@ pub(super) const WORKER: &[Column] = &[
     ("version", Show::Text("version")),
     ("controllers", Show::Names("controllers")),
 ];
+/// Columns of trace policies.
+pub(super) const TRACE_POLICY: &[Column] = &[
+    ("worker", Show::Made(|value| text(&value["name"]).split('/').nth(1).unwrap_or("").to_owned())),
+    ("sampled: one in", Show::Text("sample_interval")),
+    ("slow from", Show::Text("slow_threshold")),
+    ("not recorded", Show::Text("dropped_records")),
+];
+/// Columns of faults.
+pub(super) const FAULT: &[Column] = &[
+    (
+        "fault",
+        Show::Made(|value| text(&value["name"]).replace("volumes/", "").replace("faults/", "")),
+    ),
+    ("operations", Show::Made(operations)),
+    ("from lba", Show::Text("first_lba")),
+    ("blocks", Show::Text("lba_count")),
+    ("hits", Show::Made(condition)),
+    ("with", Show::Made(effect)),
+    ("seen", Show::Text("seen_count")),
+    ("injected", Show::Text("injected_count")),
+];
 /// Columns of processes.
 pub(super) const PROCESS: &[Column] = &[
     ("process", Show::Word("kind")),
@@ -178,6 +199,9 @@ pub(super) fn word(value: &str) -> String {
         "PROCESS_KIND_",
         "EVENT_KIND_",
         "LATENCY_KIND_",
+        "COMMAND_STAGE_",
+        "FAULT_OPERATION_",
+        "FAULT_STATUS_",
         "ORIGIN_",
         "STATE_",
     ];
@@ -208,6 +232,29 @@ pub(super) fn short_namespace(name: &str) -> String {
     match name.split('/').collect::<Vec<_>>().as_slice() {
         ["subsystems", subsystem, "namespaces", nsid] => format!("{subsystem}/{nsid}"),
         _ => name.to_owned(),
+    }
+}
+
+fn operations(fault: &Value) -> String {
+    let operations = fault["operations"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let words: Vec<String> = operations.iter().map(|operation| word(&text(operation))).collect();
+    if words.is_empty() { "all".to_owned() } else { words.join(", ") }
+}
+
+fn condition(fault: &Value) -> String {
+    match ["per_million", "every", "next"].map(|key| text(&fault[key])) {
+        [rate, ..] if !rate.is_empty() => format!("{rate} in a million"),
+        [_, every, _] if every == "1" => "all".to_owned(),
+        [_, every, _] if !every.is_empty() => format!("one in {every}"),
+        [.., next] => format!("the next {next}"),
+    }
+}
+
+fn effect(fault: &Value) -> String {
+    match ["status", "delay", "hang"].map(|key| text(&fault[key])) {
+        [status, ..] if !status.is_empty() => word(&status),
+        [_, delay, _] if !delay.is_empty() => format!("delay of {delay}"),
+        [.., hang] => format!("hang of {hang}"),
     }
 }
 

@@ -246,7 +246,9 @@ impl Controller {
         let by_ring = self.submit_sampled(sqid, slot, cid, row, &io, trace, now);
         self.tracing.in_hand = false;
         let mut open = self.tracing.open.iter_mut();
-        if let Some((_, record)) = open.find(|(open, record)| *open == slot && record.trace == trace) {
+        if let Some((_, record)) =
+            open.find(|(open, record)| *open == slot && record.trace == trace)
+        {
             record.submitted = before;
             record.bytes = io.length;
             record.reason |= if by_ring { trace_reason::RING } else { 0 };

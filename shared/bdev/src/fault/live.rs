@@ -132,9 +132,8 @@ impl LiveRule {
             *wanted == op || op == Op::CompareAndWrite && matches!(wanted, Op::Compare | Op::Write)
         };
         let end = request.offset.saturating_add(request.length);
-        let touches = |range: &Range<u64>| {
-            op != Op::Flush && request.offset < range.end && range.start < end
-        };
+        let touches =
+            |range: &Range<u64>| op != Op::Flush && request.offset < range.end && range.start < end;
         (self.ops.is_empty() || self.ops.iter().any(is)) && self.range.as_ref().is_none_or(touches)
     }
 }
@@ -189,7 +188,8 @@ mod tests {
         let (rules, counters, mut channel) = rig();
         rules
             .replace(vec![rule(When::Every(3), Effect::Fail(ErrorKind::Medium))], counters.clone());
-        let mut hits = || (0..9).filter(|_| submit(&mut channel, Op::Write, 4096, 0) == FAILED).count();
+        let mut hits =
+            || (0..9).filter(|_| submit(&mut channel, Op::Write, 4096, 0) == FAILED).count();
         assert_eq!(hits(), 3);
         rules.replace(Vec::new(), counters);
         assert_eq!(hits(), 0);
@@ -203,7 +203,8 @@ mod tests {
             channel.poll(now, &mut |tag, outcome| ended.push((tag, outcome)));
             ended
         };
-        rules.replace(vec![rule(When::PerMillion(1_000_000), Effect::Hang(1000))], counters.clone());
+        rules
+            .replace(vec![rule(When::PerMillion(1_000_000), Effect::Hang(1000))], counters.clone());
         assert_eq!(submit(&mut channel, Op::Write, 4096, 1), Submitted::Pending);
         assert_eq!(channel.deadline(), Some(1010));
         assert_eq!(polled(&mut channel, 1009), []);
