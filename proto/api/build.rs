@@ -4,7 +4,11 @@ use prost::Message;
 use std::error::Error;
 use std::path::PathBuf;
 
-const FILES: [&str; 10] = [
+const FILES: [&str; 14] = [
+    "opi_api/storage/v1/backend_aio.proto",
+    "opi_api/storage/v1/backend_malloc.proto",
+    "opi_api/storage/v1/backend_null.proto",
+    "opi_api/storage/v1/frontend_nvme.proto",
     "vireo/v1/controller.proto",
     "vireo/v1/event.proto",
     "vireo/v1/fault.proto",
@@ -18,6 +22,7 @@ const FILES: [&str; 10] = [
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=../opi_api");
     println!("cargo:rerun-if-changed=../vireo/v1");
     let descriptors = protox::compile(FILES, [".."])?;
     let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);

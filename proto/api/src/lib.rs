@@ -1,7 +1,8 @@
-//! The public gRPC API: the Rust side of `proto/vireo/v1`, where every method and field is told.
+//! The public gRPC API: the Rust side of `proto/vireo/v1` and `proto/opi_api`, where every method and field is told.
 //!
-//! [`v1`] holds messages, clients (`v1::volume_service_client::VolumeServiceClient`) and servers; [`connect`] is the way
-//! to a manager on this host. It is a crate of its own so that gRPC stays out of the processes of the data path.
+//! [`v1`] holds messages, clients (`v1::volume_service_client::VolumeServiceClient`) and servers, [`opi`] those of OPI's
+//! storage services, which the same manager serves; [`connect`] is the way to a manager on this host. It is a crate of its
+//! own so that gRPC stays out of the processes of the data path.
 
 #![forbid(unsafe_code)]
 
@@ -12,6 +13,13 @@ use tonic::transport::{Channel, Endpoint, Error};
 #[allow(missing_docs, clippy::all, clippy::pedantic)]
 pub mod v1 {
     tonic::include_proto!("vireo.v1");
+}
+
+/// Messages, clients and servers of `proto/opi_api/storage/v1`: the storage API of the Open Programmable Infrastructure
+/// project, as far as Vireo serves it.
+#[allow(missing_docs, clippy::all, clippy::pedantic)]
+pub mod opi {
+    tonic::include_proto!("opi_api.storage.v1");
 }
 
 /// The compiled .proto files with all that they import, an encoded `google.protobuf.FileDescriptorSet`.

@@ -2,9 +2,9 @@
 //!
 //! It reads the configuration file, keeps what it accepted in a file of its own ([`store`]) together with the names
 //! that must last ([`identity`]), and tells every backend and every frontend its share ([`desired`]) until all of them
-//! serve it ([`reconcile`]). The gRPC API ([`grpc`]) makes and deletes objects beside those of the file ([`made`]). A reload
-//! compares the file with what is served ([`change`]) and refuses what would disturb
-//! running guests. No I/O passes through the manager: while it is away, everything runs on.
+//! serve it ([`reconcile`]). The gRPC API ([`grpc`], which also serves OPI's) makes and deletes
+//! objects beside those of the file ([`made`]). A reload compares the file with what is served ([`change`]) and refuses
+//! what would disturb running guests. No I/O passes through the manager: while it is away, everything runs on.
 
 #![forbid(unsafe_code)]
 
@@ -19,6 +19,7 @@ pub mod made;
 pub mod manager;
 pub mod metrics;
 pub mod object;
+mod opi;
 mod pause;
 mod peer;
 pub mod reconcile;

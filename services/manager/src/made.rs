@@ -16,6 +16,8 @@ pub struct Made {
     /// The objects, each with the time when it was made, in milliseconds since 1970. What they are stands in the
     /// configuration that is served.
     pub objects: BTreeMap<Object, u64>,
+    /// Identifiers that callers gave to objects whose own name says something else: a namespace's is its NSID.
+    pub ids: BTreeMap<Object, String>,
     /// Requests that changed something, the newest last, at most [`MAX_REQUESTS`].
     pub requests: VecDeque<Request>,
 }
@@ -32,6 +34,11 @@ pub struct Request {
 }
 
 impl Made {
+    /// Forgets the identifiers of objects that are gone.
+    pub fn forget_ids(&mut self) {
+        self.ids.retain(|object, _| self.objects.contains_key(object));
+    }
+
     /// Remembers a request, and forgets the oldest if need be.
     pub fn remember(&mut self, request: Request) {
         self.requests.push_back(request);
@@ -121,7 +128,7 @@ mod tests {
 
     fn made(names: &[&str]) -> Made {
         let objects = names.iter().map(|name| (name.parse().unwrap(), 0)).collect();
-        Made { objects, requests: VecDeque::new() }
+        Made { objects, ..Made::default() }
     }
 
     #[test]

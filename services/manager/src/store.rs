@@ -12,8 +12,8 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Version of the file's format: 1 had no objects of the API.
-const VERSION: u64 = 2;
+/// Version of the file's format: 1 had no objects of the API, 2 no identifiers of theirs.
+const VERSION: u64 = 3;
 /// Name of the file in the state directory.
 const FILE: &str = "manager.json";
 /// Name of the lock beside it.

@@ -11,39 +11,39 @@ use vireo_proto::{ErrorCode, Failure};
 const DOMAIN: &str = "vireo";
 
 /// Reasons in ErrorInfo: one word each for a program to tell errors of the same code apart.
-pub(super) mod reason {
-    pub(in crate::grpc) const NO_ROLE: &str = "NO_ROLE";
-    pub(in crate::grpc) const OBSERVER: &str = "OBSERVER";
-    pub(in crate::grpc) const INVALID: &str = "INVALID_FIELD";
-    pub(in crate::grpc) const EXISTS: &str = "EXISTS";
-    pub(in crate::grpc) const MISSING: &str = "NOT_FOUND";
-    pub(in crate::grpc) const OF_FILE: &str = "OF_CONFIGURATION_FILE";
-    pub(in crate::grpc) const CHANGED: &str = "ETAG_MISMATCH";
-    pub(in crate::grpc) const IN_THE_WAY: &str = "IN_THE_WAY";
-    pub(in crate::grpc) const UNAVAILABLE: &str = "PROCESS_UNAVAILABLE";
-    pub(in crate::grpc) const TOO_MUCH: &str = "LIMIT";
-    pub(in crate::grpc) const STATE: &str = "STATE_NOT_WRITTEN";
-    pub(in crate::grpc) const FAILED: &str = "PROCESS_REFUSED";
-    pub(in crate::grpc) const INTERNAL: &str = "INTERNAL";
-    pub(in crate::grpc) const NO_CLIENT: &str = "NO_CLIENT";
-    pub(in crate::grpc) const GONE: &str = "CONTROLLER_GONE";
-    pub(in crate::grpc) const FAULTS_OFF: &str = "FAULTS_OFF";
-    pub(in crate::grpc) const RELOAD: &str = "RELOAD_REFUSED";
+pub(crate) mod reason {
+    pub(crate) const NO_ROLE: &str = "NO_ROLE";
+    pub(crate) const OBSERVER: &str = "OBSERVER";
+    pub(crate) const INVALID: &str = "INVALID_FIELD";
+    pub(crate) const EXISTS: &str = "EXISTS";
+    pub(crate) const MISSING: &str = "NOT_FOUND";
+    pub(crate) const OF_FILE: &str = "OF_CONFIGURATION_FILE";
+    pub(crate) const CHANGED: &str = "ETAG_MISMATCH";
+    pub(crate) const IN_THE_WAY: &str = "IN_THE_WAY";
+    pub(crate) const UNAVAILABLE: &str = "PROCESS_UNAVAILABLE";
+    pub(crate) const TOO_MUCH: &str = "LIMIT";
+    pub(crate) const STATE: &str = "STATE_NOT_WRITTEN";
+    pub(crate) const FAILED: &str = "PROCESS_REFUSED";
+    pub(crate) const INTERNAL: &str = "INTERNAL";
+    pub(crate) const NO_CLIENT: &str = "NO_CLIENT";
+    pub(crate) const GONE: &str = "CONTROLLER_GONE";
+    pub(crate) const FAULTS_OFF: &str = "FAULTS_OFF";
+    pub(crate) const RELOAD: &str = "RELOAD_REFUSED";
 }
 
 /// An error with its ErrorInfo.
-pub(super) fn refuse(code: Code, reason: &str, text: impl Into<String>) -> Status {
+pub(crate) fn refuse(code: Code, reason: &str, text: impl Into<String>) -> Status {
     let details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
     Status::with_error_details(code, text, details)
 }
 
 /// A field of the request is wrong.
-pub(super) fn invalid(field: impl Into<String>, description: impl Into<String>) -> Status {
+pub(crate) fn invalid(field: impl Into<String>, description: impl Into<String>) -> Status {
     invalid_all(vec![(field.into(), description.into())])
 }
 
 /// Fields of the request are wrong, each with what is.
-pub(super) fn invalid_all(fields: Vec<(String, String)>) -> Status {
+pub(crate) fn invalid_all(fields: Vec<(String, String)>) -> Status {
     let mut details = ErrorDetails::with_error_info(reason::INVALID, DOMAIN, HashMap::new());
     let lines: Vec<String> =
         fields.iter().map(|(field, text)| format!("{field}: {text}")).collect();
@@ -54,12 +54,12 @@ pub(super) fn invalid_all(fields: Vec<(String, String)>) -> Status {
 }
 
 /// The resource of this name is not there.
-pub(super) fn missing(name: &str) -> Status {
+pub(crate) fn missing(name: &str) -> Status {
     refuse(Code::NotFound, reason::MISSING, format!("{name} is not there"))
 }
 
 /// What a process or the manager itself refused.
-pub(super) fn failure(failure: &Failure) -> Status {
+pub(crate) fn failure(failure: &Failure) -> Status {
     let code = match failure.code() {
         ErrorCode::InvalidArgument | ErrorCode::FailedPrecondition => Code::FailedPrecondition,
         ErrorCode::NotFound => Code::NotFound,
@@ -72,7 +72,7 @@ pub(super) fn failure(failure: &Failure) -> Status {
 }
 
 /// Why a change was not made.
-pub(super) fn edit(error: EditError) -> Status {
+pub(crate) fn edit(error: EditError) -> Status {
     let text = error.to_string();
     match error {
         EditError::Invalid { object, mistakes } => {
@@ -105,7 +105,8 @@ pub(super) fn edit(error: EditError) -> Status {
     }
 }
 
-fn precondition(reason: &str, kind: &str, subject: &str, text: String) -> Status {
+/// Something stands in the way of the call.
+pub(crate) fn precondition(reason: &str, kind: &str, subject: &str, text: String) -> Status {
     let mut details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
     details.add_precondition_failure_violation(kind, subject, text.as_str());
     Status::with_error_details(Code::FailedPrecondition, text, details)

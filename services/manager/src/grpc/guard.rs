@@ -116,7 +116,7 @@ fn span(request: &Request<Body>, method: &str, caller: &Caller, needed: Role) ->
 /// What a caller must be for a method: what it does not know as reading may change something.
 fn needed(path: &str) -> Role {
     let (service, method) = path.trim_start_matches('/').split_once('/').unwrap_or_default();
-    let reads = ["Get", "List", "Watch"].iter().any(|verb| method.starts_with(verb));
+    let reads = ["Get", "List", "Watch", "Stats"].iter().any(|verb| method.starts_with(verb));
     // Health and reflection.
     let is_standard = service.starts_with("grpc.");
     // Who is not to make faults is not to know of them either.
@@ -159,6 +159,7 @@ mod tests {
         for path in [
             "/vireo.v1.VolumeService/GetVolume",
             "/vireo.v1.StatsService/WatchStats",
+            "/opi_api.storage.v1.NullVolumeService/StatsNullVolume",
             "/grpc.health.v1.Health/Check",
             "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
         ] {
@@ -174,11 +175,13 @@ mod tests {
         let set =
             <prost_types::FileDescriptorSet as prost::Message>::decode(vireo_api::DESCRIPTORS);
         let files = set.unwrap().file;
-        let ours = files.iter().filter(|file| file.package() == "vireo.v1");
+        let packages = ["vireo.v1", "opi_api.storage.v1"];
+        let ours = files.iter().filter(|file| packages.contains(&file.package()));
+        let services = ours.flat_map(|file| file.service.iter().map(|s| (file.package(), s)));
         let mut seen = 0;
-        for service in ours.flat_map(|file| &file.service) {
+        for (package, service) in services {
             for method in &service.method {
-                let path = format!("/vireo.v1.{}/{}", service.name(), method.name());
+                let path = format!("/{package}.{}/{}", service.name(), method.name());
                 let changing = ["Create", "Update", "Delete", "Reset", "Reload", "Pause", "Resume", "Capture"];
                 let changes = changing.iter().any(|verb| method.name().starts_with(verb))
                     || service.name() == "FaultService";
@@ -186,6 +189,6 @@ mod tests {
                 seen += 1;
             }
         }
-        assert!(seen >= 20, "{seen}");
+        assert!(seen >= 60, "{seen}");
     }
 }

@@ -4,23 +4,23 @@
 
 pub mod caller;
 mod capture;
-mod controller;
-mod error;
+pub(crate) mod controller;
+pub(crate) mod error;
 mod event;
 mod fault;
 pub mod guard;
 mod limits;
 pub mod listen;
-mod namespace;
-mod page;
+pub(crate) mod namespace;
+pub(crate) mod page;
 mod pause;
-mod request;
+pub(crate) mod request;
 mod stats;
-mod subsystem;
+pub(crate) mod subsystem;
 mod target;
 mod time;
 mod trace;
-mod volume;
+pub(crate) mod volume;
 mod worker;
 
 use crate::counters::Bases;
@@ -41,6 +41,10 @@ use tonic::server::NamedService;
 use tonic::transport::Server;
 use tonic_health::server::HealthReporter;
 use vireo_api::MAX_REQUEST;
+use vireo_api::opi::aio_volume_service_server::AioVolumeServiceServer;
+use vireo_api::opi::frontend_nvme_service_server::FrontendNvmeServiceServer;
+use vireo_api::opi::malloc_volume_service_server::MallocVolumeServiceServer;
+use vireo_api::opi::null_volume_service_server::NullVolumeServiceServer;
 use vireo_api::v1::controller_service_server::ControllerServiceServer;
 use vireo_api::v1::event_service_server::EventServiceServer;
 use vireo_api::v1::fault_service_server::FaultServiceServer;
@@ -76,8 +80,8 @@ pub enum ServeError {
 /// What all services work on.
 #[derive(Clone, Debug)]
 pub(crate) struct Api {
-    manager: Arc<Manager>,
-    bases: Arc<Bases>,
+    pub(crate) manager: Arc<Manager>,
+    pub(crate) bases: Arc<Bases>,
     watchers: Arc<Semaphore>,
     /// Room for captures.
     captures: Arc<Semaphore>,
@@ -86,17 +90,26 @@ pub(crate) struct Api {
 }
 
 impl Api {
-    /// Changes what is wanted. What has begun is finished, though its caller leaves or has no more patience.
+    /// Changes what is wanted, and says why not as a caller of `vireo.v1` reads it.
     async fn edit(
         &self,
         call: Call,
         work: impl FnOnce(&mut View) -> Result<Object, EditError> + Send + 'static,
     ) -> Result<Edited, Status> {
+        self.change(call, work).await.map_err(error::edit)
+    }
+
+    /// Changes what is wanted. What has begun is finished, though its caller leaves or has no more patience.
+    pub(crate) async fn change(
+        &self,
+        call: Call,
+        work: impl FnOnce(&mut View) -> Result<Object, EditError> + Send + 'static,
+    ) -> Result<Edited, EditError> {
         let manager = Arc::clone(&self.manager);
         let edit = async move { manager.edit(call, work).await };
         let task = tokio::spawn(spans::within(spans::current(), edit));
         let ended = task.await.map_err(|error| EditError::Internal(error.to_string()));
-        ended.and_then(|edited| edited).map_err(error::edit)
+        ended.and_then(|edited| edited)
     }
 }
 
@@ -131,6 +144,12 @@ pub async fn serve(manager: Arc<Manager>, listener: Listener) -> Result<(), Serv
     let stats = StatsServiceServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST);
     let trace = TraceServiceServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST);
     let fault = FaultServiceServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST);
+    let opi_frontend =
+        FrontendNvmeServiceServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST);
+    let opi_null = NullVolumeServiceServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST);
+    let opi_malloc =
+        MallocVolumeServiceServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST);
+    let opi_aio = AioVolumeServiceServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST);
     let event = EventServiceServer::new(api).max_decoding_message_size(MAX_REQUEST);
     healthy(&reporter, &target).await;
     healthy(&reporter, &volume).await;
@@ -142,6 +161,10 @@ pub async fn serve(manager: Arc<Manager>, listener: Listener) -> Result<(), Serv
     healthy(&reporter, &trace).await;
     healthy(&reporter, &fault).await;
     healthy(&reporter, &event).await;
+    healthy(&reporter, &opi_frontend).await;
+    healthy(&reporter, &opi_null).await;
+    healthy(&reporter, &opi_malloc).await;
+    healthy(&reporter, &opi_aio).await;
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(vireo_api::DESCRIPTORS)
@@ -166,6 +189,10 @@ pub async fn serve(manager: Arc<Manager>, listener: Listener) -> Result<(), Serv
         .add_service(trace)
         .add_service(fault)
         .add_service(event)
+        .add_service(opi_frontend)
+        .add_service(opi_null)
+        .add_service(opi_malloc)
+        .add_service(opi_aio)
         .serve_with_incoming(listener)
         .await?;
     Ok(())

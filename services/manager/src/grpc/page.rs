@@ -10,7 +10,7 @@ const MAX: usize = 1000;
 
 /// The part of `items` that a caller asks for, with the token for the next. A page begins after the last item of the one
 /// before, whether or not that is still there.
-pub(super) fn page<T>(
+pub(crate) fn page<T>(
     mut items: Vec<(String, T)>,
     size: i32,
     token: &str,

@@ -12,7 +12,7 @@ use vireo_api::v1::{Origin, State};
 const MAX_REQUEST_ID: usize = 64;
 
 /// How a change is asked for. `message` is the whole request.
-pub(super) fn call(
+pub(crate) fn call(
     method: &str,
     message: &impl Message,
     request_id: &str,
@@ -44,17 +44,17 @@ fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> u64 {
 }
 
 /// The etag of a resource: a digest of the message without its output of the moment.
-pub(super) fn etag(message: &impl Message) -> String {
+pub(crate) fn etag(message: &impl Message) -> String {
     format!("{:016x}", digest([message.encode_to_vec().as_slice()]))
 }
 
 /// An etag that the caller gave must be the present one.
-pub(super) fn compare_etag(object: &Object, given: &str, now: &str) -> Result<(), EditError> {
+pub(crate) fn compare_etag(object: &Object, given: &str, now: &str) -> Result<(), EditError> {
     if given.is_empty() || given == now { Ok(()) } else { Err(EditError::Changed(object.clone())) }
 }
 
 /// The object that `field` names, of the kind that `is` accepts.
-pub(super) fn named(
+pub(crate) fn named(
     field: &str,
     name: &str,
     pattern: &str,
@@ -65,7 +65,7 @@ pub(super) fn named(
 }
 
 /// An object that is to be changed: it must be there, and not the file's.
-pub(super) fn changeable(view: &View, object: &Object) -> Result<(), EditError> {
+pub(crate) fn changeable(view: &View, object: &Object) -> Result<(), EditError> {
     if !object.is_in(&view.desired.config) {
         return Err(EditError::Missing(object.clone()));
     }
@@ -76,7 +76,7 @@ pub(super) fn changeable(view: &View, object: &Object) -> Result<(), EditError> 
 }
 
 /// An object that is to be made: it must not be there.
-pub(super) fn absent(view: &View, object: &Object) -> Result<(), EditError> {
+pub(crate) fn absent(view: &View, object: &Object) -> Result<(), EditError> {
     if object.is_in(&view.desired.config) {
         return Err(EditError::Exists(object.clone()));
     }
@@ -84,15 +84,15 @@ pub(super) fn absent(view: &View, object: &Object) -> Result<(), EditError> {
 }
 
 /// What all resources say of themselves.
-pub(super) struct Common {
-    pub(super) origin: i32,
-    pub(super) state: i32,
-    pub(super) state_message: String,
-    pub(super) create_time: Option<prost_types::Timestamp>,
+pub(crate) struct Common {
+    pub(crate) origin: i32,
+    pub(crate) state: i32,
+    pub(crate) state_message: String,
+    pub(crate) create_time: Option<prost_types::Timestamp>,
 }
 
 /// What an object says of itself, as all do.
-pub(super) fn common(view: &View, object: &Object) -> Common {
+pub(crate) fn common(view: &View, object: &Object) -> Common {
     let made = view.made.objects.get(object);
     let (state, state_message) = match view.standing(object) {
         Standing::Ready => (State::Ready, String::new()),

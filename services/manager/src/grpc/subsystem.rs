@@ -103,7 +103,7 @@ impl SubsystemService for Api {
 }
 
 /// Takes a subsystem out, with all that is in it if `force`.
-fn remove(view: &mut View, object: &Object, force: bool) -> Result<(), EditError> {
+pub(crate) fn remove(view: &mut View, object: &Object, force: bool) -> Result<(), EditError> {
     let Object::Subsystem(name) = object else { return Err(EditError::Missing(object.clone())) };
     let of_it: Vec<Object> = Object::all(&view.desired.config)
         .into_iter()
@@ -138,7 +138,7 @@ pub(super) fn subsystem_named(field: &str, name: &str) -> Result<Object, Status>
     named(field, name, PATTERN, |object| matches!(object, Object::Subsystem(_)))
 }
 
-fn shown(view: &View, object: &Object) -> Option<Subsystem> {
+pub(crate) fn shown(view: &View, object: &Object) -> Option<Subsystem> {
     let Object::Subsystem(name) = object else { return None };
     view.desired.config.subsystem(name).map(|found| subsystem(view, found))
 }

@@ -164,7 +164,7 @@ impl Api {
     }
 
     /// Asks backends how large volumes are, all at the same time.
-    async fn fill_capacities(&self, volumes: &mut [Volume]) {
+    pub(crate) async fn fill_capacities(&self, volumes: &mut [Volume]) {
         let mut asked = JoinSet::new();
         for (index, volume) in volumes.iter().enumerate() {
             let mut backends = self.manager.peers().iter().filter(|p| p.kind == Kind::Backend);
@@ -187,7 +187,7 @@ impl Api {
     }
 }
 
-fn shown(view: &View, object: &Object) -> Option<Volume> {
+pub(crate) fn shown(view: &View, object: &Object) -> Option<Volume> {
     let Object::Volume(name) = object else { return None };
     view.desired.config.bdev(name).map(|bdev| volume(view, bdev))
 }
@@ -243,7 +243,7 @@ fn volume(view: &View, bdev: &Bdev) -> Volume {
 }
 
 /// What a caller wants as a bdev. What the configuration can say of it is checked there.
-fn bdev(name: &str, wanted: &Volume) -> Result<Bdev, Status> {
+pub(crate) fn bdev(name: &str, wanted: &Volume) -> Result<Bdev, Status> {
     let driver = match &wanted.driver {
         None => {
             return Err(error::invalid(
@@ -277,10 +277,11 @@ fn bdev(name: &str, wanted: &Volume) -> Result<Bdev, Status> {
     let channel = match (VolumeChannel::try_from(wanted.channel), &driver) {
         (Ok(VolumeChannel::Lease), _) => Channel::Lease,
         (Ok(VolumeChannel::Ring), _) => Channel::Ring,
-        (Ok(VolumeChannel::Unspecified), Driver::File { .. } | Driver::Nvme { .. }) => {
-            Channel::Ring
-        }
-        (Ok(VolumeChannel::Unspecified), Driver::Null { .. } | Driver::Malloc) => Channel::Lease,
+        (Ok(VolumeChannel::Unspecified), Driver::File { .. }) => Channel::Ring,
+        (
+            Ok(VolumeChannel::Unspecified),
+            Driver::Null { .. } | Driver::Malloc | Driver::Nvme { .. },
+        ) => Channel::Lease,
         (Err(_), _) => return Err(error::invalid("volume.channel", "is not known")),
     };
     Ok(Bdev {

@@ -125,6 +125,7 @@ impl Manager {
         }
         let mut after = before.clone();
         let object = work(&mut after)?;
+        after.made.forget_ids();
         if after.desired.config == before.desired.config && after.made == before.made {
             return Ok(Edited { object, view: before });
         }

@@ -51,6 +51,8 @@ struct NamespaceRow {
 struct ObjectRow {
     name: String,
     created_ms: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -74,6 +76,7 @@ pub(super) fn encode(state: &State) -> Vec<u8> {
     let object = |(object, created): (&Object, &u64)| ObjectRow {
         name: object.to_string(),
         created_ms: *created,
+        id: state.made.ids.get(object).cloned(),
     };
     let request = |request: &Request| RequestRow {
         id: request.id.clone(),
@@ -123,8 +126,10 @@ pub(super) fn decode(path: &Path, bytes: &[u8]) -> Result<State, StoreError> {
     let named = |name: String| {
         name.parse::<Object>().map_err(|error| wrong(format!("\"{name}\" is {error}")))
     };
-    for ObjectRow { name, created_ms } in contents.objects {
-        made.objects.insert(named(name)?, created_ms);
+    for ObjectRow { name, created_ms, id } in contents.objects {
+        let object = named(name)?;
+        made.ids.extend(id.map(|id| (object.clone(), id)));
+        made.objects.insert(object, created_ms);
     }
     for RequestRow { id, digest, name } in contents.requests {
         made.remember(Request { id, digest, object: named(name)? });

@@ -9,6 +9,9 @@ fn state() -> State {
     let leaving = vec![sample::config(&[("\"64MiB\"", "\"32MiB\"")])];
     let mut made = Made::default();
     made.objects.insert(Object::Volume("null0".into()), 1_700_000_000_000);
+    let namespace: Object = "subsystems/s0/namespaces/7".parse().unwrap();
+    made.objects.insert(namespace.clone(), 1_700_000_000_001);
+    made.ids.insert(namespace, "disk".into());
     made.remember(Request {
         id: "r1".into(),
         digest: u64::MAX,
@@ -113,10 +116,10 @@ fn what_is_not_ours_is_refused_and_left_alone() {
 fn a_newer_version_is_refused_whatever_else_it_says() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join(FILE);
-    let text = r#"{"version":3,"all":"different"}"#;
+    let text = r#"{"version":4,"all":"different"}"#;
     fs::write(&path, text).unwrap();
     let error = Store::open(directory.path()).unwrap_err();
-    assert!(matches!(error, StoreError::Newer { found: 3, .. }), "{error}");
+    assert!(matches!(error, StoreError::Newer { found: 4, .. }), "{error}");
     assert!(error.to_string().contains("start the version that wrote it"), "{error}");
     assert_eq!(fs::read_to_string(&path).unwrap(), text);
 }

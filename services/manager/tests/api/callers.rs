@@ -1,6 +1,7 @@
 //! Who may call what: users by their process's credentials, certificates over TCP; and the line in the log for each call
 //! that changes something or is refused.
 
+use crate::opi_volumes::create_malloc;
 use crate::support::{BOUND, Host, Managed, connect, told};
 use crate::volumes::{create, malloc};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
@@ -12,6 +13,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Status};
+use vireo_api::opi::malloc_volume_service_client::MallocVolumeServiceClient;
+use vireo_api::opi::{DeleteMallocVolumeRequest, MallocVolume, StatsMallocVolumeRequest};
 use vireo_api::v1::volume_service_client::VolumeServiceClient;
 use vireo_api::v1::{CreateVolumeRequest, ListVolumesRequest};
 use vireo_manager::grpc::listen::{ListenError, Listener};
@@ -152,6 +155,27 @@ async fn what_is_changed_and_what_is_refused_is_written_down() {
         (&"AlreadyExists".into(), &"refused".into())
     );
     assert!(lines[1]["reason"].as_str().unwrap().contains("volumes/v1"), "{lines:?}");
+}
+
+#[tokio::test]
+async fn a_change_by_opis_services_is_written_down_as_any_other() {
+    let (log, _guard) = listen();
+    let host = Host::start();
+    let managed = host.reached().await;
+    let mut volumes = MallocVolumeServiceClient::new(managed.channel.clone());
+    let content = MallocVolume { block_size: 512, blocks_count: 8, ..MallocVolume::default() };
+    let made = volumes.create_malloc_volume(create_malloc("v1", content)).await.unwrap();
+    let name = made.into_inner().name;
+    volumes.stats_malloc_volume(StatsMallocVolumeRequest { name: name.clone() }).await.unwrap();
+    let gone = DeleteMallocVolumeRequest { name, allow_missing: false };
+    volumes.delete_malloc_volume(gone.clone()).await.unwrap();
+    volumes.delete_malloc_volume(gone).await.unwrap_err();
+    let lines = log.audit();
+    assert_eq!(lines.len(), 3, "reading is not: {lines:?}");
+    let method = "/opi_api.storage.v1.MallocVolumeService/CreateMallocVolume";
+    assert_eq!((&lines[0]["method"], &lines[0]["object"]), (&method.into(), &"volumes/v1".into()));
+    assert_eq!(lines[1]["object"], "volumes/v1");
+    assert_eq!(lines[2]["code"], "NotFound");
 }
 
 #[tokio::test]

@@ -9,7 +9,11 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_reflection::pb::{v1, v1alpha};
 
-const SERVICES: [&str; 10] = [
+const SERVICES: [&str; 14] = [
+    "opi_api.storage.v1.AioVolumeService",
+    "opi_api.storage.v1.FrontendNvmeService",
+    "opi_api.storage.v1.MallocVolumeService",
+    "opi_api.storage.v1.NullVolumeService",
     "vireo.v1.ControllerService",
     "vireo.v1.EventService",
     "vireo.v1.FaultService",

@@ -101,7 +101,7 @@ async fn what_is_wrong_is_named_by_its_field_and_changes_nothing() {
     let cases = [
         (create("", malloc(1 << 20)), "volume_id"),
         (create("a/b", malloc(1 << 20)), "volume_id"),
-        (create(&"x".repeat(33), malloc(1 << 20)), "volume_id"),
+        (create(&"x".repeat(64), malloc(1 << 20)), "volume_id"),
         (create("v", Volume::default()), "volume.driver"),
         (CreateVolumeRequest { volume_id: "v".into(), ..Default::default() }, "volume"),
         (create("v", malloc(0)), "volume.size_bytes"),

@@ -16,6 +16,9 @@ use std::time::Duration;
 
 /// Longest name: what the namespace rows of the controller segment hold of a backend's.
 const MAX_NAME: usize = 32;
+/// Longest name of a bdev, subsystem or endpoint: as long as resource identifiers are elsewhere (RFC 1034 3.1, AIP-122),
+/// and within the 64 bytes that segments hold of a bdev's.
+const MAX_OBJECT_NAME: usize = 63;
 /// Most I/O queue pairs of a controller.
 const MAX_QUEUES: u64 = ipc::layout::MAX_QUEUES as u64 - 1;
 /// Most MSI-X vectors of a controller.
@@ -117,7 +120,7 @@ fn bdev(section: Section<'_>, first_backend: &str) -> Bdev {
         ("file", Choice::File),
         ("nvme", Choice::Nvme),
     ];
-    let name = name(&section, "mem0");
+    let name = object_name(&section, "mem0");
     let known = section.choice("driver", &words);
     if !section.has("driver") {
         let right = "add driver = \"null\", \"malloc\", \"file\" or \"nvme\"";
@@ -201,7 +204,7 @@ fn file_keys(section: &Section<'_>) -> impl Sized {
 }
 
 fn subsystem(section: Section<'_>, first_frontend: &str) -> Subsystem {
-    let name = name(&section, "s0");
+    let name = object_name(&section, "s0");
     let serial = ascii(&section, "serial", SERIAL).unwrap_or_else(|| DEFAULT_SERIAL.to_owned());
     let model = ascii(&section, "model", MODEL).unwrap_or_else(|| DEFAULT_MODEL.to_owned());
     let nqn = section.text("nqn");
@@ -234,7 +237,7 @@ fn subsystem(section: Section<'_>, first_frontend: &str) -> Subsystem {
 }
 
 fn endpoint(section: Section<'_>, runtime_dir: &std::path::Path, workers: &[Worker]) -> Endpoint {
-    let name = name(&section, "vm0");
+    let name = object_name(&section, "vm0");
     let subsystem = section.required("subsystem", "s0").unwrap_or_default();
     let path = section.path("path").unwrap_or_else(|| runtime_dir.join(&name));
     let words = [("mapped", Doorbells::Mapped), ("shadow", Doorbells::Shadow)];
@@ -282,24 +285,33 @@ fn only_name(section: Section<'_>, example: &str) -> String {
 }
 
 /// A name: part of socket paths, of environment variables and of shared memory.
+    name_within(section, example, MAX_NAME)
+}
+
+/// The name of something that a process serves.
+fn object_name(section: &Section<'_>, example: &str) -> String {
+    name_within(section, example, MAX_OBJECT_NAME)
+}
+
+fn name_within(section: &Section<'_>, example: &str, longest: usize) -> String {
 fn name(section: &Section<'_>, example: &str) -> String {
     let Some(name) = section.required("name", example) else { return String::new() };
-    check_word(section, "name", &name);
+    check_word(section, "name", &name, longest);
     name
 }
 
 fn tenant(section: &Section<'_>) -> String {
     let tenant = section.text("tenant").unwrap_or_else(|| DEFAULT_TENANT.to_owned());
-    check_word(section, "tenant", &tenant);
+    check_word(section, "tenant", &tenant, MAX_NAME);
     tenant
 }
 
-fn check_word(section: &Section<'_>, key: &str, word: &str) {
+fn check_word(section: &Section<'_>, key: &str, word: &str, longest: usize) {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     let starts_well = word.starts_with(|c: char| c.is_ascii_alphanumeric());
-    if word.len() > MAX_NAME || !starts_well || !word.chars().all(allowed) {
+    if word.len() > longest || !starts_well || !word.chars().all(allowed) {
         let right = format!(
-            "write 1 to {MAX_NAME} letters, digits, '-', '_' or '.', a letter or digit first"
+            "write 1 to {longest} letters, digits, '-', '_' or '.', a letter or digit first"
         );
         section.wrong(key, format!("\"{word}\" is not a name"), right);
     }
