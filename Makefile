@@ -25,7 +25,7 @@ demo: tools-build ## A Linux guest on a Vireo drive, from nothing to a summary t
 	@deploy/demo/demo.sh
 
 .PHONY: test
-test: tools-build tools-buf tools-package guest guest-systemd ## Every test: unit, property, whole targets, Linux guests, examples in the docs
+test: tools-build tools-buf tools-pydpu tools-package tools-tmux guest guest-systemd ## Every test: unit, property, whole targets, Linux guests, examples in the docs
 	cargo build $(LOCKED) --workspace --bins
 	cargo test $(LOCKED) --workspace --no-fail-fast
 
@@ -114,7 +114,7 @@ guest-systemd: guest ## The same guest with systemd as its first process
 # Tools. Each installs only what is not there.
 
 .PHONY: tools
-tools: tools-build tools-rust tools-buf tools-shellcheck tools-deny tools-package tools-valgrind ## Everything that the other targets would install
+tools: tools-build tools-rust tools-buf tools-pydpu tools-shellcheck tools-deny tools-package tools-tmux tools-valgrind ## Everything that the other targets would install
 
 .PHONY: tools-build
 tools-build:
@@ -131,9 +131,24 @@ tools-buf:
 	@command -v npm >/dev/null || .ci/apt nodejs npm
 	@command -v buf >/dev/null || npm install --loglevel=error --no-audit --no-fund --prefix $(TOOLS) @bufbuild/buf
 
+# In an environment of its own, made anew when the list of versions changes.
+.PHONY: tools-pydpu
+tools-pydpu:
+	@python3 -c 'import ensurepip, venv' 2>/dev/null || .ci/apt python3 python3-venv
+	@cmp -s tests/tests/opi/pydpu.txt $(TOOLS)/pydpu/pydpu.txt || { \
+		python3 -m venv --clear $(TOOLS)/pydpu && \
+		$(TOOLS)/pydpu/bin/python -m pip install --quiet --disable-pip-version-check \
+			--requirement tests/tests/opi/pydpu.txt && \
+		cp tests/tests/opi/pydpu.txt $(TOOLS)/pydpu/; }
+
 .PHONY: tools-shellcheck
 tools-shellcheck:
 	@command -v shellcheck >/dev/null || .ci/apt shellcheck
+
+# A terminal for the test of `vireo top`.
+.PHONY: tools-tmux
+tools-tmux:
+	@command -v tmux >/dev/null || .ci/apt tmux
 
 .PHONY: tools-valgrind
 tools-valgrind:
