@@ -5,7 +5,7 @@ use crate::fault::FaultChannel;
 use crate::file::FileDevice;
 use crate::malloc::MallocChannel;
 use crate::null::NullChannel;
-use crate::nvme::NvmeDevice;
+use crate::nvme::{LeasedDrive, NvmeDevice};
 use crate::request::{Outcome, Request};
 use crate::ring::client::RingChannel;
 use ipc::guest_memory::{Region, RegionTable};
@@ -121,6 +121,8 @@ pub enum AnyChannel {
     File(Box<FileDevice>),
     /// The backend's own channel of a drive.
     Nvme(Box<NvmeDevice>),
+    /// Lease: a queue pair of a drive.
+    Drive(Box<LeasedDrive>),
     /// Any of them, with faults.
     Fault(FaultChannel),
 }
@@ -131,7 +133,8 @@ impl AnyChannel {
         match self {
             Self::Ring(_) => true,
             Self::Fault(fault) => fault.inner().is_ring(),
-            Self::Null(_) | Self::Malloc(_) | Self::File(_) | Self::Nvme(_) => false,
+            Self::Null(_) | Self::Malloc(_) | Self::Drive(_) => false,
+            Self::File(_) | Self::Nvme(_) => false,
         }
     }
 }
@@ -144,6 +147,7 @@ macro_rules! dispatch {
             AnyChannel::Ring($channel) => $call,
             AnyChannel::File($channel) => $call,
             AnyChannel::Nvme($channel) => $call,
+            AnyChannel::Drive($channel) => $call,
             AnyChannel::Fault($channel) => $call,
         }
     };

@@ -1,13 +1,17 @@
-//! The thread of a drive that may wait: connects, registers memory, resets, makes queues again, hears the drive's events,
-//! and looks whether it is still there. The engine asks and is told; neither waits for the other.
+//! The thread of a drive that may wait: connects, registers memory, resets, makes queues again, grants leases, hears the
+//! drive's events, and looks whether it is still there. The engine asks and is told; neither waits for the other.
 
 use super::drive::{Drive, refused};
-use super::{NvmeOptions, QUEUE_DEPTH};
+use super::lessor::{LeaseOffer, Lessor};
+use super::shared::Shared;
+use super::{LeaseAnswer, NvmeOptions, QUEUE_DEPTH};
 use crate::error::{Error, ErrorKind};
 use ipc::event::EventFd;
 use ipc::guest_memory::Region;
+use ipc::layout::drive_lease::DriveLeaseLayout;
+use ipc::segment::Segment;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
-use nvme_driver::{BareQueue, Controller, DmaBuffer, Options, QueueOptions, Registered};
+use nvme_driver::{BareQueue, Controller, DmaBuffer, QueueOptions, Registered};
 use nvme_spec::feature::event::AsyncEvent;
 use nvme_spec::{CommandId, Nsid, QueueId};
 use std::sync::Arc;
@@ -23,7 +27,7 @@ const RECONNECT: Duration = Duration::from_secs(1);
 /// How long a first connection waits for a predecessor's to end.
 const BUSY_WAIT: Duration = Duration::from_secs(3);
 /// Longest wait for the first answers of a drive, and for those to admin commands.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Buffers for data that cannot go as it lies, and the bytes of each.
 const BUFFERS: usize = 16;
 const BUFFER: usize = 128 << 10;
@@ -42,6 +46,12 @@ pub(super) enum Ask {
     Abort(QueueId, CommandId),
     /// Reset the controller.
     Reset,
+    /// Make a queue pair for a worker.
+    Lease(Box<Wish>),
+    /// End a lease.
+    Revoke(u64),
+    /// End all leases.
+    EndLeases,
     /// End.
     Stop,
 }
@@ -58,6 +68,25 @@ pub(super) enum Told {
     Lost,
     /// The drive is there again.
     Found(Box<Attachment>),
+    /// A worker's queue pair, or why there is none.
+    Leased(Box<Leased>),
+    /// The drive does nothing of a lease any more.
+    Unleased(u64),
+}
+
+/// A lease that is wanted.
+pub(super) struct Wish {
+    pub id: u64,
+    /// The worker's process.
+    pub holder: i32,
+    pub answer: LeaseAnswer,
+}
+
+/// What became of the wish.
+pub(super) struct Leased {
+    pub id: u64,
+    pub result: Result<(Arc<Segment<DriveLeaseLayout>>, LeaseOffer), Error>,
+    pub answer: LeaseAnswer,
 }
 
 /// What the engine needs of a drive.
@@ -90,22 +119,20 @@ pub(super) struct Control {
     pub drive: Drive,
     /// When to try next to reach a drive that was lost.
     pub next_try: Instant,
+    /// The drive, whose other namespaces may be other devices'.
+    pub shared: Arc<Shared>,
+    pub lessor: Lessor,
+    /// How often the drive's namespaces had changed when they were last looked at.
+    pub changes: u64,
 }
 
 impl Attachment {
-    /// Connects to a drive and prepares a queue.
+    /// Connects to a drive, if no other device has, and prepares a queue.
     ///
     /// # Errors
     /// [`ErrorKind::Busy`] if another process may still have it, others as it answers.
-    pub fn connect(options: &NvmeOptions) -> Result<(Controller, Self), Error> {
-        let driver = Options {
-            connect_timeout: CONNECT_TIMEOUT,
-            admin_timeout: CONNECT_TIMEOUT,
-            interrupts: !options.polled,
-            queues: 1,
-            ..Options::default()
-        };
-        let controller = Controller::connect_with(&options.target, &driver).map_err(unreachable)?;
+    pub fn connect(shared: &Shared, options: &NvmeOptions) -> Result<(Controller, Self), Error> {
+        let controller = shared.connect(options)?;
         let failed = |error| refused(controller.address(), error);
         let drive = Drive::ask(&controller, Nsid(options.nsid))?;
         let queue = QueueOptions { depth: QUEUE_DEPTH, interrupt: !options.polled };
@@ -122,10 +149,13 @@ impl Attachment {
     ///
     /// # Errors
     /// As there.
-    pub fn connect_patiently(options: &NvmeOptions) -> Result<(Controller, Self), Error> {
+    pub fn connect_patiently(
+        shared: &Shared,
+        options: &NvmeOptions,
+    ) -> Result<(Controller, Self), Error> {
         let started = Instant::now();
         loop {
-            match Self::connect(options) {
+            match Self::connect(shared, options) {
                 Err(error) if error.kind == ErrorKind::Busy && started.elapsed() < BUSY_WAIT => {
                     std::thread::sleep(Duration::from_millis(50));
                 }
@@ -141,7 +171,7 @@ impl Control {
         let mut looked = Instant::now();
         loop {
             // Relaxed: only decides how soon is soon.
-            let busy = self.flags.busy.load(Ordering::Relaxed);
+            let busy = self.flags.busy.load(Ordering::Relaxed) || self.lessor.is_busy();
             let interval = if busy { LOOK_BUSY } else { LOOK_IDLE };
             let wait = interval.saturating_sub(looked.elapsed());
             match self.asks.recv_timeout(wait) {
@@ -170,7 +200,11 @@ impl Control {
                 let registered = self.register(region);
                 self.tell(Told::Memory(key, registered));
             }
-            Ask::Discard(what) => drop(what),
+            Ask::Discard(what) => {
+                drop(what);
+                // Somebody may wait for the memory that went with it.
+                self.wake.signal().ok();
+            }
             Ask::Renew(mut queue) => match queue.renew() {
                 Ok(()) => self.tell(Told::Renewed(queue)),
                 Err(error) => {
@@ -182,24 +216,73 @@ impl Control {
                     }
                 }
             },
-            Ask::Abort(queue, command) => {
-                if let Some(controller) = &self.controller
-                    && !controller.post_abort(queue, command)
-                {
-                    tracing::debug!(target = self.options.target, "no abort could be sent");
-                }
+            Ask::Abort(queue, command) => self.abort(queue, command),
+            Ask::Reset => self.reset(),
+            Ask::Lease(wish) => {
+                let Wish { id, holder, answer } = *wish;
+                let result = match &self.controller {
+                    Some(controller) => self.lessor.grant(controller, &self.drive, id, holder),
+                    None => Err(Error::new(ErrorKind::Gone, "the drive is lost")),
+                };
+                self.tell(Told::Leased(Box::new(Leased { id, result, answer })));
             }
-            Ask::Reset => {
-                let reset = self.controller.as_ref().map(Controller::reset);
-                match reset {
-                    Some(Err(error)) => self.lose(&error),
-                    // The engine sees that its queue is stale.
-                    Some(Ok(())) => drop(self.wake.signal()),
-                    None => {}
-                }
+            Ask::Revoke(id) => {
+                self.revoke(id);
+                self.tell(Told::Unleased(id));
             }
+            Ask::EndLeases => self.end_leases(),
             // Not here: `run` ends with it.
             Ask::Stop => {}
+        }
+    }
+
+    fn abort(&self, queue: QueueId, command: CommandId) {
+        if let Some(controller) = &self.controller
+            && !controller.post_abort(queue, command)
+        {
+            tracing::debug!(target = self.options.target, "no abort could be sent");
+        }
+    }
+
+    fn reset(&mut self) {
+        let reset = self.controller.as_ref().map(Controller::reset);
+        match reset {
+            Some(Err(error)) => self.lose(&error),
+            // The engine sees that its queue is stale, and leases are looked at.
+            Some(Ok(())) => {
+                self.wake.signal().ok();
+                self.see_to_leases();
+            }
+            None => {}
+        }
+    }
+
+    /// Ends a lease, by a reset if need be.
+    fn revoke(&mut self, id: u64) {
+        if let Err(error) = self.lessor.revoke(id) {
+            tracing::warn!(target = self.options.target, %error, "a leased queue pair is not deleted, drive is reset");
+            self.reset();
+            if let Err(error) = self.lessor.revoke(id) {
+                self.lose(&error);
+            }
+        }
+    }
+
+    fn end_leases(&mut self) {
+        for id in self.lessor.ids() {
+            self.revoke(id);
+        }
+    }
+
+    fn see_to_leases(&mut self) {
+        let found = self.lessor.look();
+        for (queue, command) in found.aborts {
+            self.abort(queue, command);
+        }
+        if let Some(error) = found.failed {
+            self.lose(&error);
+        } else if found.hang {
+            self.reset();
         }
     }
 
@@ -237,9 +320,13 @@ impl Control {
             }
             Some(controller) if busy && controller.status().is_ok_and(|csts| csts.cfs()) => {
                 tracing::warn!(target = self.options.target, "drive reports a fatal error");
-                self.take(Ask::Reset);
+                self.reset();
             }
-            Some(_) => self.hear(),
+            Some(_) => {
+                self.hear();
+                self.follow_changes();
+                self.see_to_leases();
+            }
             None => self.reconnect(),
         }
     }
@@ -257,8 +344,18 @@ impl Control {
             };
             tracing::info!(target = self.options.target, event = ?event.event, "drive reports");
             if event.event == AsyncEvent::NAMESPACE_ATTRIBUTE_CHANGED {
-                self.ask_again();
+                // For all devices of this drive.
+                self.shared.changed();
             }
+        }
+    }
+
+    /// Asks about the namespace anew if the drive said that some have changed.
+    fn follow_changes(&mut self) {
+        let changes = self.shared.changes();
+        if changes != self.changes {
+            self.changes = changes;
+            self.ask_again();
         }
     }
 
@@ -277,23 +374,33 @@ impl Control {
                     now = drive.block(),
                     "the drive was formatted with another block size"
                 );
-                self.lose(&nvme_driver::Error::Gone);
+                self.leave();
             }
             Err(error) => {
                 tracing::error!(target = self.options.target, reason = %line(&error), "namespace lost");
-                self.lose(&nvme_driver::Error::Gone);
+                self.leave();
             }
         }
     }
 
+    /// Gives the drive up, for all devices that have namespaces of it.
     fn lose(&mut self, why: &nvme_driver::Error) {
         if let Some(controller) = self.controller.take() {
             tracing::error!(target = self.options.target, reason = %why, "drive lost");
-            // The engine's queue still holds on to the controller, which is given up: nobody talks to it any more.
-            self.tell(Told::Lost);
+            // Nothing of what was outstanding takes effect after it has ended.
             if controller.is_alive() {
                 controller.shutdown().ok();
             }
+            self.lessor.end_all();
+            self.tell(Told::Lost);
+        }
+    }
+
+    /// Gives the namespace up; others of the drive are left alone.
+    fn leave(&mut self) {
+        self.end_leases();
+        if self.controller.take().is_some() {
+            self.tell(Told::Lost);
         }
     }
 
@@ -303,7 +410,7 @@ impl Control {
             return;
         }
         self.next_try = now + RECONNECT;
-        match Attachment::connect(&self.options) {
+        match Attachment::connect(&self.shared, &self.options) {
             Ok((controller, found)) if found.drive.block_shift == self.drive.block_shift => {
                 tracing::info!(target = self.options.target, "drive is there again");
                 self.controller = Some(controller);
@@ -328,7 +435,7 @@ fn is_sealed(region: &Region) -> bool {
 }
 
 /// Why a drive cannot be reached.
-fn unreachable(error: nvme_driver::ConnectError) -> Error {
+pub(super) fn unreachable(error: nvme_driver::ConnectError) -> Error {
     use nvme_driver::ConnectError as Connect;
     let kind = match &error {
         Connect::GroupBusy { .. } | Connect::Closed { .. } | Connect::NotAnswering { .. } => {

@@ -9,7 +9,7 @@ use nvme_spec::{ControllerId, Nsid};
 /// Unit of CRDT1 to CRDT3, in nanoseconds.
 const RETRY_UNIT: u64 = 100_000_000;
 /// Most blocks of one command: NLB is 16 bits, 0's based.
-const BLOCKS_MAX: u64 = 1 << 16;
+pub(super) const BLOCKS_MAX: u64 = 1 << 16;
 /// Largest logical block that is served: a namespace of ours has no larger one.
 const BLOCK_MAX: u64 = 4096;
 

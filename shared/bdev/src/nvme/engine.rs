@@ -1,27 +1,29 @@
-//! Requests of a drive under way: one command of each at a time, whose identifier is the request's place. On the hot
-//! path: nothing here waits, locks or makes a system call; places and their vectors are used again.
+//! Requests of a drive under way: each in one part or several, one command of each part at a time, whose identifier is the
+//! part's place. On the hot path: nothing here waits, locks or makes a system call; places and their vectors are used
+//! again.
+//!
+//! The same runs in a backend, over its own queue pair, and in a worker, over one that it has leased; see
+//! [`super::lease`] for who does there what the control thread does here.
 
-use super::control::{Ask, Attachment, Told};
+mod age;
+mod link;
+mod submit;
+
+use super::control::{Ask, Attachment};
 use super::drive::Drive;
+use super::gate::Gates;
 use super::job::{Job, Next, Workshop};
-use super::memory::{Memory, Place, key};
-use super::places::{PlaceInUse, Reason, State, uses};
+use super::memory::{Memory, Place};
+use super::parts::Groups;
+use super::places::{Member, PlaceInUse, Reason, State};
 use super::status;
-use crate::channel::Submitted;
 use crate::error::ErrorKind;
-use crate::request::{Op, Outcome, Request};
-use ipc::guest_memory::{Region, RegionTable};
+use crate::request::{Op, Outcome};
+use age::AGE_INTERVAL;
 use nvme_driver::{BareQueue, DmaBuffer};
 use nvme_spec::{CommandId, Completion, Status};
 use std::collections::VecDeque;
-use std::sync::Arc;
 
-/// After this long a command is asked to be aborted; nanoseconds. A Linux guest gives its own up after 30 seconds.
-const IO_TIMEOUT: u64 = 8_000_000_000;
-/// So much later the controller is reset.
-const ABORT_TIMEOUT: u64 = 4_000_000_000;
-/// Between two looks at the age of commands.
-const AGE_INTERVAL: u64 = 250_000_000;
 /// How often a request's commands are sent again.
 const RETRIES: u8 = 4;
 
@@ -41,9 +43,16 @@ pub(super) struct Engine {
     sent: usize,
     waiting: VecDeque<u16>,
     blocked: VecDeque<u16>,
+    groups: Groups,
+    /// Requests under way.
+    requests: usize,
+    /// Parts under way that change the device.
+    writing: usize,
     /// Fused pairs among the requests.
     fused: usize,
-    memory: Memory,
+    pub(super) memory: Memory,
+    /// Leases of other queue pairs of the same namespace.
+    pub(super) gates: Gates,
     buffers: Vec<DmaBuffer>,
     zeroes: Option<DmaBuffer>,
     pages: Vec<u64>,
@@ -60,7 +69,7 @@ impl Engine {
     /// An engine of a drive.
     pub fn new(found: Attachment) -> Self {
         let depth = found.queue.depth();
-        let place = |_| PlaceInUse { job: Job::new(), state: State::Free };
+        let place = |_| PlaceInUse { job: Job::new(), state: State::Free, group: None };
         Self {
             pages: Vec::with_capacity(found.queue.pages_max()),
             link: Link::Up(Box::new(found.queue)),
@@ -70,8 +79,12 @@ impl Engine {
             sent: 0,
             waiting: VecDeque::with_capacity(depth.into()),
             blocked: VecDeque::with_capacity(depth.into()),
+            groups: Groups::new(depth),
+            requests: 0,
+            writing: 0,
             fused: 0,
             memory: Memory::default(),
+            gates: Gates::default(),
             buffers: found.buffers,
             zeroes: Some(found.zeroes),
             outbox: VecDeque::new(),
@@ -92,7 +105,17 @@ impl Engine {
 
     /// Requests that are under way.
     pub fn outstanding(&self) -> usize {
-        self.places.len() - self.free.len()
+        self.requests
+    }
+
+    /// Whether something under way changes the device.
+    pub fn is_writing(&self) -> bool {
+        self.writing > 0
+    }
+
+    /// Whether the drive is lost.
+    pub fn is_lost(&self) -> bool {
+        matches!(self.link, Link::Lost)
     }
 
     /// Commands with the drive.
@@ -102,40 +125,15 @@ impl Engine {
 
     /// The earliest time that a request waits for.
     pub fn deadline(&self) -> Option<u64> {
+        if self.is_gated() {
+            // Nobody signals when the last leased write has ended.
+            return Some(0);
+        }
         let until = |&place: &u16| match self.places[usize::from(place)].state {
             State::Waiting(Reason::Until(time)) => Some(time),
             _ => None,
         };
         self.waiting.iter().filter_map(until).min()
-    }
-
-    /// Takes a request.
-    pub fn submit(&mut self, request: &Request<'_>, memory: &RegionTable, now: u64) -> Submitted {
-        self.now = self.now.max(now);
-        if matches!(self.link, Link::Lost) {
-            return Submitted::Done(Err(ErrorKind::Gone));
-        }
-        let Some(&place) = self.free.last() else { return Submitted::Full };
-        let Self { places, drive, .. } = self;
-        if let Err(kind) = places[usize::from(place)].job.begin(request, memory, drive) {
-            places[usize::from(place)].job.finish();
-            return Submitted::Done(Err(kind));
-        }
-        self.free.pop();
-        let fused = request.op == Op::CompareAndWrite;
-        self.fused += usize::from(fused);
-        if self.fused > 0 && self.must_wait(place, self.blocked.len()) {
-            self.places[usize::from(place)].state = State::Blocked;
-            self.blocked.push_back(place);
-            return Submitted::Pending;
-        }
-        match self.run(place) {
-            Some(outcome) => {
-                self.release(place);
-                Submitted::Done(outcome)
-            }
-            None => Submitted::Pending,
-        }
     }
 
     /// Tells the drive of what was submitted.
@@ -177,59 +175,10 @@ impl Engine {
         if (std::mem::take(&mut self.stirred) || due) && !self.waiting.is_empty() {
             self.wake(&mut count);
         }
-        if self.free.len() > before && !self.blocked.is_empty() {
+        if (self.free.len() > before || self.is_gated()) && !self.blocked.is_empty() {
             self.unblock(&mut count);
         }
         self.ring();
-        ended
-    }
-
-    /// Takes what the control thread tells.
-    pub fn told(&mut self, told: Told, complete: &mut impl FnMut(u32, Outcome)) -> usize {
-        self.stirred = true;
-        match told {
-            Told::Memory(key, answer) => {
-                self.memory.told(key, answer, &mut self.outbox);
-                self.settle();
-            }
-            Told::Renewed(queue) => self.link = Link::Up(queue),
-            Told::Changed(drive) => self.drive = drive,
-            Told::Lost => return self.lose(complete),
-            Told::Found(found) => {
-                let Attachment { drive, queue, buffers, zeroes } = *found;
-                self.link = Link::Up(Box::new(queue));
-                (self.drive, self.buffers, self.zeroes) = (drive, buffers, Some(zeroes));
-                self.resetting = false;
-            }
-        }
-        0
-    }
-
-    /// Lets go of a region as soon as no request uses it.
-    pub fn forget(&mut self, region: &Arc<Region>) {
-        let used = uses(&self.places, key(region));
-        self.memory.forget(region, used, &mut self.outbox);
-    }
-
-    /// The drive is gone: everything ends, and what may take a while to let go of is the control thread's to drop.
-    pub fn lose(&mut self, complete: &mut impl FnMut(u32, Outcome)) -> usize {
-        if let Link::Up(queue) = std::mem::replace(&mut self.link, Link::Lost) {
-            self.outbox.push_back(Ask::Discard(queue));
-        }
-        self.waiting.clear();
-        self.blocked.clear();
-        let mut ended = 0;
-        for place in 0..self.places.len() as u16 {
-            if self.places[usize::from(place)].state != State::Free {
-                let tag = self.release(place);
-                complete(tag, Err(ErrorKind::Gone));
-                ended += 1;
-            }
-        }
-        self.sent = 0;
-        self.memory.clear(&mut self.outbox);
-        let buffers = (std::mem::take(&mut self.buffers), self.zeroes.take());
-        self.outbox.push_back(Ask::Discard(Box::new(buffers)));
         ended
     }
 
@@ -241,7 +190,7 @@ impl Engine {
             return None;
         }
         loop {
-            let PlaceInUse { job, state } = &mut self.places[index];
+            let PlaceInUse { job, state, .. } = &mut self.places[index];
             let Link::Up(queue) = &mut self.link else {
                 self.wait(place, Reason::Queue);
                 return None;
@@ -298,7 +247,7 @@ impl Engine {
     fn take(&mut self, completion: &Completion, complete: &mut impl FnMut(u32, Outcome)) {
         let place = completion.cid.0;
         let known = self.places.get_mut(usize::from(place));
-        let Some(PlaceInUse { job, state: State::Sent { aborted, .. } }) = known else {
+        let Some(PlaceInUse { job, state: State::Sent { aborted, .. }, .. }) = known else {
             // Nothing that it says is believed before it is reset.
             return self.reset("it completed a command that was not outstanding");
         };
@@ -313,8 +262,7 @@ impl Engine {
             return;
         }
         if let Some(outcome) = outcome.or_else(|| self.run(place)) {
-            let tag = self.release(place);
-            complete(tag, outcome);
+            self.finish(place, outcome, complete);
         }
     }
 
@@ -339,11 +287,33 @@ impl Engine {
         None
     }
 
+    /// Ends a part that is under way, and its request if it was the last one.
+    #[inline]
+    fn finish(&mut self, place: u16, outcome: Outcome, complete: &mut impl FnMut(u32, Outcome)) {
+        let group = self.places[usize::from(place)].group;
+        let tag = self.release(place);
+        let ended = match group {
+            None => Some((tag, outcome)),
+            Some(Member { group, number }) => self.groups.end(group, number, outcome),
+        };
+        if let Some((tag, outcome)) = ended {
+            self.requests -= 1;
+            complete(tag, outcome);
+        }
+    }
+
     /// Frees a place; its request's tag.
     fn release(&mut self, place: u16) -> u32 {
-        let PlaceInUse { job, state } = &mut self.places[usize::from(place)];
+        let PlaceInUse { job, state, group } = &mut self.places[usize::from(place)];
         *state = State::Free;
-        self.fused -= usize::from(job.op == Op::CompareAndWrite);
+        *group = None;
+        self.writing -= usize::from(job.op.writes());
+        if job.op == Op::CompareAndWrite {
+            self.fused -= 1;
+            if self.fused == 0 && !self.gates.is_empty() {
+                self.gates.set_exclusive(false);
+            }
+        }
         let tag = job.tag;
         job.op = Op::Flush;
         job.finish();
@@ -356,38 +326,6 @@ impl Engine {
         tag
     }
 
-    /// Lets go of memory that waits for its last request to end.
-    #[inline]
-    fn settle(&mut self) {
-        if self.memory.is_leaving() {
-            let Self { places, memory, outbox, .. } = self;
-            memory.settle(|key| uses(places, key), outbox);
-        }
-    }
-
-    /// The controller was disabled: what it had is over and is sent again to its successor.
-    #[cold]
-    fn renew(&mut self, complete: &mut impl FnMut(u32, Outcome)) {
-        if let Link::Up(queue) = std::mem::replace(&mut self.link, Link::Renewing) {
-            self.outbox.push_back(Ask::Renew(queue));
-        }
-        self.resetting = false;
-        self.sent = 0;
-        for place in 0..self.places.len() as u16 {
-            let PlaceInUse { job, state } = &mut self.places[usize::from(place)];
-            if !matches!(state, State::Sent { .. }) {
-                continue;
-            }
-            job.retries += 1;
-            if job.retries > RETRIES {
-                let tag = self.release(place);
-                complete(tag, Err(ErrorKind::Busy));
-            } else {
-                self.wait(place, Reason::Queue);
-            }
-        }
-    }
-
     /// Starts what has waited and need not any more.
     #[cold]
     fn wake(&mut self, complete: &mut impl FnMut(u32, Outcome)) {
@@ -398,67 +336,8 @@ impl Engine {
             {
                 self.waiting.push_back(place);
             } else if let Some(outcome) = self.run(place) {
-                let tag = self.release(place);
-                complete(tag, outcome);
+                self.finish(place, outcome, complete);
             }
-        }
-    }
-
-    /// Whether a request must wait: one that excludes it is under way, or is among the first `older` that wait.
-    fn must_wait(&self, place: u16, older: usize) -> bool {
-        let job = &self.places[usize::from(place)].job;
-        let excluded =
-            |index: usize| index != usize::from(place) && self.places[index].job.excludes(job);
-        let under_way = |index: usize| {
-            matches!(self.places[index].state, State::Sent { .. } | State::Waiting(_))
-        };
-        (0..self.places.len()).any(|index| under_way(index) && excluded(index))
-            || self.blocked.iter().take(older).any(|&place| excluded(place.into()))
-    }
-
-    /// Starts requests that were excluded and are not any more.
-    #[cold]
-    fn unblock(&mut self, complete: &mut impl FnMut(u32, Outcome)) {
-        let mut at = 0;
-        while let Some(&place) = self.blocked.get(at) {
-            if self.must_wait(place, at) {
-                at += 1;
-                continue;
-            }
-            self.blocked.remove(at);
-            if let Some(outcome) = self.run(place) {
-                let tag = self.release(place);
-                complete(tag, outcome);
-            }
-        }
-    }
-
-    /// Aborts what is too old, and has the controller reset if that was in vain.
-    #[cold]
-    fn age(&mut self) {
-        let Some(queue) = self.queue().map(BareQueue::id) else { return };
-        let mut hopeless = false;
-        for (place, entry) in self.places.iter_mut().enumerate() {
-            let State::Sent { at, aborted } = &mut entry.state else { continue };
-            let age = self.now.saturating_sub(*at);
-            if age >= IO_TIMEOUT && !*aborted {
-                *aborted = true;
-                tracing::warn!(place, "drive is slow, command is aborted");
-                self.outbox.push_back(Ask::Abort(queue, CommandId(place as u16)));
-            }
-            hopeless |= age >= IO_TIMEOUT + ABORT_TIMEOUT;
-        }
-        if hopeless {
-            self.reset("an aborted command did not complete");
-        }
-    }
-
-    #[cold]
-    fn reset(&mut self, why: &'static str) {
-        if !self.resetting {
-            tracing::warn!(why, "drive is reset");
-            self.resetting = true;
-            self.outbox.push_back(Ask::Reset);
         }
     }
 }

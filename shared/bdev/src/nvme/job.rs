@@ -1,4 +1,4 @@
-//! One request to a drive, command by command: what to send next, and what its completion means. No I/O here.
+//! A part of a request to a drive, command by command: what to send next, and what its completion means. No I/O here.
 
 use super::drive::Drive;
 use super::memory::Place;
@@ -8,6 +8,7 @@ use ipc::guest_memory::{Access, HostSlice, Region, RegionTable};
 use nvme_driver::DmaBuffer;
 use nvme_spec::nvm::IoDword12;
 use nvme_spec::{Command, CommandId, Lba, NvmOpcode};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// A part of a region, which stays mapped as long as this lives.
@@ -38,7 +39,7 @@ enum Phase {
     Finished,
 }
 
-/// A request under way. Its vectors are used again for the next one.
+/// A part of a request under way; mostly that is all of it. Its vectors are used again for the next one.
 #[derive(Debug)]
 pub(super) struct Job {
     pub tag: u32,
@@ -83,6 +84,21 @@ pub(super) enum Next {
     End(Outcome),
 }
 
+/// Whether a request whose device ranges are in order can be done on this drive.
+///
+/// # Errors
+/// [`ErrorKind::Invalid`] for ranges that are no whole blocks or memory that does not add up.
+pub(super) fn check(request: &Request<'_>, drive: &Drive) -> Result<(), ErrorKind> {
+    request.check_memory()?;
+    let whole = |value: u64| value.is_multiple_of(drive.block());
+    let ranges = whole(request.offset) && whole(request.length);
+    let source = request.op != Op::Copy || whole(request.source);
+    match request.op == Op::Flush || (ranges && source) {
+        true => Ok(()),
+        false => Err(ErrorKind::Invalid),
+    }
+}
+
 impl Job {
     /// A job of nothing.
     pub fn new() -> Self {
@@ -104,42 +120,51 @@ impl Job {
         }
     }
 
-    /// Takes a request whose device ranges are in order.
+    /// Takes `part` of a request, in bytes from its beginning: all of it, or whole blocks of one of whose operations
+    /// parts may be done in any order. The request's memory adds up and its ranges are whole blocks ([`check`]).
     ///
     /// # Errors
-    /// [`ErrorKind::Fault`] for memory that is not there, [`ErrorKind::Invalid`] for ranges that are no whole blocks or
-    /// memory that does not add up.
+    /// [`ErrorKind::Fault`] for memory that is not there.
     pub fn begin(
         &mut self,
         request: &Request<'_>,
         memory: &RegionTable,
         drive: &Drive,
+        part: Range<u64>,
     ) -> Result<(), ErrorKind> {
-        request.check_memory()?;
-        let whole = |value: u64| value.is_multiple_of(drive.block());
-        let ranges = whole(request.offset) && whole(request.length);
-        let source = request.op != Op::Copy || whole(request.source);
-        if request.op != Op::Flush && !(ranges && source) {
-            return Err(ErrorKind::Invalid);
-        }
         let access = if request.op == Op::Read { Access::WRITE } else { Access::READ };
         self.pieces.clear();
-        for range in request.ranges.iter().filter(|range| range.len > 0) {
+        let part_len = part.end - part.start;
+        let (mut skip, mut left) = (part.start, part_len * request.op.memory_factor());
+        for range in request.ranges {
+            let whole = u64::from(range.len);
+            if skip >= whole {
+                skip -= whole;
+                continue;
+            }
+            let (offset, len) = (range.offset + skip, (whole - skip).min(left));
+            if len == 0 {
+                break;
+            }
             let region = memory.get(range.region).ok_or(ErrorKind::Fault)?;
-            let (offset, len) = (range.offset, u64::from(range.len));
-            region.slice(offset, range.len as usize, access).ok_or(ErrorKind::Fault)?;
+            region.slice(offset, len as usize, access).ok_or(ErrorKind::Fault)?;
             let region = Arc::clone(region);
             self.pieces.push(Piece { region, place: Place::Coming, offset, len, access });
+            (skip, left) = (0, left - len);
         }
         self.tag = request.tag;
         self.op = request.op;
         (self.fua, self.deallocate) = (request.fua, request.deallocate);
-        (self.offset, self.length, self.source) = (request.offset, request.length, request.source);
+        (self.offset, self.length) = (request.offset, request.length);
+        if request.op != Op::Flush {
+            (self.offset, self.length) = (request.offset + part.start, part_len);
+        }
+        self.source = request.source;
         (self.done, self.moving, self.bounced, self.retries) = (0, 0, false, 0);
         self.phase = match request.op {
             Op::Flush if drive.volatile_cache => Phase::Flush,
             Op::Flush => Phase::Finished,
-            _ if request.length == 0 => Phase::Finished,
+            _ if self.length == 0 => Phase::Finished,
             Op::Read => Phase::Read,
             Op::Write => Phase::Write,
             Op::Compare | Op::CompareAndWrite if drive.compare => Phase::Compare,

@@ -69,6 +69,27 @@ impl Memory {
         }
     }
 
+    /// Whether it is known where an object is.
+    #[inline]
+    pub fn knows(&self, region: &Arc<Region>) -> bool {
+        let key = key(region);
+        self.last.is_some_and(|(last, _)| last == key)
+            || matches!(self.known.get(&key), Some(Known::Registered { .. } | Known::Beyond { .. }))
+    }
+
+    /// Another process registered an object, or could not.
+    pub fn learn(&mut self, region: &Arc<Region>, place: Place) {
+        let known = match place {
+            Place::At(first) => {
+                let memory = Registered::lent(Arc::clone(region), first);
+                Known::Registered { memory, first, leaving: false }
+            }
+            Place::Beyond => Known::Beyond { _region: Arc::clone(region), leaving: false },
+            Place::Coming => return,
+        };
+        self.known.insert(key(region), known);
+    }
+
     /// The control thread's answer: registered from this address on, or out of reach.
     pub fn told(
         &mut self,

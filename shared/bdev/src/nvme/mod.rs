@@ -6,33 +6,50 @@
 //! through buffers. What the drive does not offer (Compare, Verify, Write Zeroes; Copy and fused pairs always) is done
 //! by reads and writes; fused pairs under a lock over their blocks, as far as it is written through this device.
 //!
-//! Nothing on the path of a request waits. A thread of the drive's own does what may: it registers memory, resets a
+//! Nothing on the path of a request waits. A thread of the device's own does what may: it registers memory, resets a
 //! drive that hangs (requests go on after it), ends them all when the drive is gone, and connects to it anew when it is
-//! back.
+//! back. Devices that are namespaces of one drive share the connection to it.
+//!
+//! Workers get queue pairs of their own ([`NvmeDevice::lease`]) and have a [`LeasedDrive`] each.
 
 mod control;
 mod drive;
 mod engine;
+mod gate;
 mod job;
+mod lease;
+mod lessor;
 mod memory;
+mod parts;
 mod places;
 mod plan;
+mod shared;
 mod status;
+mod terms;
 
 use crate::channel::{Channel, Geometry, Submitted};
 use crate::error::Error;
 use crate::request::{ErrorKind, Outcome, Request};
-use control::{Ask, Attachment, Control, Flags, Told};
+use control::{Ask, Attachment, Control, Flags, Leased, Told, Wish};
 use engine::Engine;
 use ipc::event::EventFd;
-use ipc::guest_memory::{Region, RegionTable};
+use ipc::guest_memory::{Region, RegionId, RegionTable};
+use lessor::Lessor;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use shared::Shared;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
 use std::time::Instant;
+
+pub use lease::{DriveLease, LeaseWatch, LeasedDrive};
+pub use lessor::LeaseOffer;
+
+/// Gets the lease that was asked for, or why there is none: [`ErrorKind::Gone`] if the drive is not there, others if it
+/// may be there and a ring serves as well. Says whether somebody took it.
+pub type LeaseAnswer = Box<dyn FnOnce(Result<LeaseOffer, Error>) -> bool + Send>;
 
 /// Commands that a drive has at a time, if it takes so many.
 const QUEUE_DEPTH: u16 = 256;
@@ -82,7 +99,10 @@ impl NvmeDevice {
     /// [`ErrorKind::Invalid`] for a namespace that is not there or not of a kind that is served, and others as it
     /// answers. One line that says what to do, where that is known.
     pub fn open(options: &NvmeOptions) -> Result<Self, Error> {
-        let (controller, found) = Attachment::connect_patiently(options)?;
+        let shared = Shared::of(&options.target);
+        // Before the namespace is asked about: what changes from here on is seen.
+        let changes = shared.changes();
+        let (controller, found) = Attachment::connect_patiently(&shared, options)?;
         let system = |what: &str| {
             let what = what.to_owned();
             move |error: nix::errno::Errno| Error::system(what, error)
@@ -114,6 +134,9 @@ impl NvmeDevice {
             controller: Some(controller),
             drive: found.drive,
             next_try: Instant::now(),
+            shared,
+            lessor: Lessor::default(),
+            changes,
         };
         let thread = std::thread::Builder::new().name("drive".to_owned());
         let thread = thread
@@ -143,6 +166,63 @@ impl NvmeDevice {
         }
     }
 
+    /// Makes a queue pair for the worker whose process `holder` is; `answer` gets it. From now on `id` names the lease,
+    /// also before it is there. Neither waits nor blocks.
+    pub fn lease(&mut self, id: u64, holder: i32, answer: LeaseAnswer) {
+        if self.engine.is_lost() {
+            answer(Err(Error::new(ErrorKind::Gone, "the drive is lost")));
+            return;
+        }
+        self.engine.gates.expect(id);
+        self.engine.outbox.push_back(Ask::Lease(Box::new(Wish { id, holder, answer })));
+        self.send();
+    }
+
+    /// Ends a lease; none of this name is well. What was outstanding of it is over before memory that is forgotten
+    /// hereafter is taken out of the drive's reach.
+    pub fn end_lease(&mut self, id: u64) {
+        self.engine.gates.close(id);
+        self.engine.outbox.push_back(Ask::Revoke(id));
+        self.send();
+    }
+
+    /// Whether the drive may still do something of a lease of this name.
+    pub fn has_lease(&self, id: u64) -> bool {
+        self.engine.gates.has(id)
+    }
+
+    /// Has the drive reach a region for the holder of a lease, who learns where.
+    pub fn share(&mut self, lease: u64, id: RegionId, region: &Arc<Region>) {
+        let Engine { gates, memory, outbox, .. } = &mut *self.engine;
+        gates.share(lease, (id, region), memory, outbox);
+        self.send();
+    }
+
+    /// The holder of a lease has nothing outstanding in a region and names it no more.
+    pub fn take_back(&mut self, lease: u64, id: RegionId) {
+        self.engine.gates.take_back(lease, id);
+    }
+
+    /// A lease that was asked for, or why there is none.
+    fn hand_over(&mut self, leased: Leased) {
+        let Leased { id, result, answer } = leased;
+        let Engine { gates, memory, outbox, .. } = &mut *self.engine;
+        let offer = match result {
+            Ok((segment, offer)) if gates.add(id, Arc::clone(&segment), memory, outbox) => {
+                Ok(offer)
+            }
+            Ok(_) => Err(Error::new(ErrorKind::Gone, "the drive was lost meanwhile")),
+            Err(error) => {
+                gates.remove(id);
+                Err(error)
+            }
+        };
+        let granted = offer.is_ok();
+        if !answer(offer) && granted {
+            self.end_lease(id);
+        }
+    }
+
     /// Hands the control thread what it is asked.
     fn send(&mut self) {
         while let Some(ask) = self.engine.outbox.pop_front() {
@@ -156,6 +236,13 @@ impl NvmeDevice {
     fn hear(&mut self, complete: &mut impl FnMut(u32, Outcome)) -> usize {
         let mut ended = 0;
         while let Ok(told) = self.told.try_recv() {
+            let told = match told {
+                Told::Leased(leased) => {
+                    self.hand_over(*leased);
+                    continue;
+                }
+                told => told,
+            };
             if let Told::Found(found) = &told
                 && let Some(interrupt) = found.queue.event()
                 && let Err(error) =
@@ -247,6 +334,8 @@ impl Channel for NvmeDevice {
 impl Drop for NvmeDevice {
     /// Shuts the drive down, and waits for that.
     fn drop(&mut self) {
+        // Before memory is taken out of its reach.
+        self.asks.send(Ask::EndLeases).ok();
         self.engine.lose(&mut |_, _| {});
         self.send();
         self.asks.send(Ask::Stop).ok();

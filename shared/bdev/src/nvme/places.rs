@@ -1,4 +1,4 @@
-//! Places of requests under way: what each holds, and what it is at.
+//! Places of requests, or of parts of them, under way: what each holds, and what it is at.
 
 use super::job::Job;
 use super::memory::key;
@@ -30,10 +30,20 @@ pub(super) enum Reason {
     Until(u64),
 }
 
-/// A request under way.
+/// A part of a request under way, one command of it at a time.
 pub(super) struct PlaceInUse {
     pub(super) job: Job,
     pub(super) state: State,
+    /// The parts that it belongs to; `None` if it is the whole request.
+    pub(super) group: Option<Member>,
+}
+
+/// One of several parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Member {
+    pub(super) group: u16,
+    /// Which of them, counted from 0.
+    pub(super) number: u16,
 }
 
 /// Whether a request uses the region of this key.
