@@ -20,9 +20,9 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tracing::info;
-use vireo_proto::Failure;
 use vireo_proto::handoff::bdev::Driver;
 use vireo_proto::handoff::{ApplyBdevs, ApplyFailure, ApplyResult, Bdev, FileDriver, NvmeDriver};
+use vireo_proto::{ErrorCode, Failure};
 
 /// How long the serve loop may take for one step.
 const LOOP_WAIT: Duration = Duration::from_secs(5);
@@ -58,7 +58,7 @@ impl Applier {
         wanted: ApplyBdevs,
     ) -> Result<ApplyResult, Failure> {
         let names: Vec<String> = wanted.bdevs.iter().map(|bdev| bdev.name.clone()).collect();
-        let surplus = lock(state).registry.take_all_but(&names);
+        let surplus = lock(state).take_all_but(&names);
         for device in surplus {
             self.close(device).await?;
         }
@@ -123,7 +123,14 @@ impl Applier {
         let (channel, device) = match wanted.driver.clone().ok_or_else(missing)? {
             Driver::Null(null) => null_device(key, wanted, null.latency_ns)?,
             Driver::Malloc(_) => self.malloc_device(key, wanted).await?,
-            Driver::File(file) => file_device(key, wanted, file).await?,
+            Driver::File(file) => {
+                let name = wanted.name.clone();
+                let opened = file_device(key, wanted, file).await;
+                // Of a file, nothing else is unavailable for now.
+                let code = opened.as_ref().err().map(Failure::code);
+                lock(state).tried_to_lock(name, code != Some(ErrorCode::Unavailable));
+                opened?
+            }
             Driver::Nvme(nvme) => nvme_device(key, wanted, nvme).await?,
         };
         let command = Command::AddDevice { device: key, channel: Box::new(channel) };

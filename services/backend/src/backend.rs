@@ -8,7 +8,8 @@ use crate::apply::Applier;
 use crate::registry::{Device, Kind, Maintenance, Registry, failure, unanswered};
 use crate::serve::{ChannelKey, Command, DeviceKey, Handle, Owner};
 use crate::store::Store;
-use bdev::error::Error;
+use bdev::error::{Error, ErrorKind};
+use bdev::nvme::{LeaseAnswer, LeaseOffer};
 use bdev::ring::create_segment;
 use bdev::ring::server::RingServer;
 use ipc::event::EventFd;
@@ -16,15 +17,16 @@ use ipc::guest_memory::{Region, RegionId, RegionPolicy};
 use ipc::trace::TraceWriter;
 use nix::unistd::Pid;
 use service::control::{Answer, ConnectionId, Handler, Incoming};
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::oneshot;
 use tracing::info;
 use vireo_proto::handoff::{
-    AddRegion, ApplyBdevs, ChannelGrant, ChannelKind, OpenChannel, ProcessStatus, RemoveRegion,
-    StatusItem, reply, request,
+    AddRegion, ApplyBdevs, AwaitDrained, ChannelGrant, ChannelKind, OpenChannel, ProcessStatus,
+    RemoveRegion, StatusItem, reply, request,
 };
 use vireo_proto::{Failure, id_from_bytes};
 
@@ -56,6 +58,10 @@ pub(crate) struct State {
     pub(crate) registry: Registry,
     channels: HashMap<ChannelKey, Granted>,
     last_channel: ChannelKey,
+    /// Connections that channels were opened over, until nothing of them is under way; with the names of their workers.
+    workers: HashMap<ConnectionId, String>,
+    /// Bdevs whose files are locked by somebody, who may be a predecessor with requests under way.
+    locked: BTreeSet<String>,
     /// False until the manager has told what is wanted.
     applied: bool,
     /// A task looks whether workers that left leases behind are dead.
@@ -70,6 +76,8 @@ struct Granted {
     device: DeviceKey,
     lease: Option<usize>,
     ring: bool,
+    /// It has, or is to get, a queue pair of the drive.
+    drive: bool,
 }
 
 impl Backend {
@@ -95,13 +103,29 @@ impl Backend {
         let worker = EventFd::from_client(worker).map_err(|error| Failure::internal(&error))?;
         let owner = Owner { connection: incoming.connection, controller };
         let pid = incoming.peer.pid;
-        let (channel, mut grant, granted, mut fds) =
-            self.state().grant(&open, incoming.connection, pid)?;
+        let (channel, mut grant, mut granted, mut fds) = {
+            let mut state = self.state();
+            state.workers.insert(incoming.connection, incoming.sender.clone());
+            state.grant(&open, incoming.connection, pid)?
+        };
         if granted.ring {
             match self.add_ring(channel, owner, &granted, worker).await {
                 Ok(ring_fds) => fds.extend(ring_fds),
                 Err(failure) => {
                     self.state().return_lease(&granted);
+                    return Err(failure);
+                }
+            }
+        }
+        if granted.drive {
+            match self.add_queue_pair(channel, &granted).await {
+                Ok(Some(lease_fds)) => {
+                    grant.set_kind(ChannelKind::LeaseDrive);
+                    fds.splice(0..0, lease_fds);
+                }
+                Ok(None) => granted.drive = false,
+                Err(failure) => {
+                    self.withdraw(channel);
                     return Err(failure);
                 }
             }
@@ -141,6 +165,32 @@ impl Backend {
                 self.withdraw(channel);
                 Err(unanswered(why, "requests of the controller's earlier channels have not ended"))
             }
+        }
+    }
+
+    /// A queue pair of the drive for a channel's worker: its descriptors. `None` if there is none to be had, and the ring
+    /// serves alone.
+    async fn add_queue_pair(
+        &self,
+        channel: ChannelKey,
+        granted: &Granted,
+    ) -> Result<Option<Vec<OwnedFd>>, Failure> {
+        let holder = granted.pid;
+        let command = |done: oneshot::Sender<Result<LeaseOffer, Error>>| {
+            let answer: LeaseAnswer = Box::new(move |offer| done.send(offer).is_ok());
+            Command::Lease { channel, holder, answer }
+        };
+        match self.serve.ask_within(WAIT, command).await {
+            Ok(Ok(offer)) => Ok(Some(offer.fds)),
+            // With the drive the leases come back.
+            Ok(Err(error)) if error.kind == ErrorKind::Gone => Err(failure(&error)),
+            Ok(Err(error)) => {
+                let reason = Failure::internal(&error);
+                let (bdev, reason) = (&granted.bdev, reason.message());
+                tracing::warn!(bdev, reason, "no queue pair for a worker, a ring serves it");
+                Ok(None)
+            }
+            Err(why) => Err(unanswered(why, "the drive has not made a queue pair in time")),
         }
     }
 
@@ -199,6 +249,18 @@ impl Backend {
         Ok(Answer::done())
     }
 
+    /// Answers when nothing is under way of what a worker asked for a controller. The worker is dead or has let go of it,
+    /// so nothing more is begun; what is under way ends by itself, since a closed connection closes its channels.
+    async fn await_drained(&self, asked: AwaitDrained) -> AnswerResult {
+        let controller = id_from_bytes(&asked.controller_id)?;
+        let connections = self.state().connections_of(&asked)?;
+        let command =
+            |done| Command::AwaitDrained { connections, controller: Some(controller), done };
+        let drained = self.serve.ask_within(WAIT, command).await;
+        drained.map_err(|why| unanswered(why, "requests of the controller have not ended"))?;
+        Ok(Answer::done())
+    }
+
     fn status(&self) -> ProcessStatus {
         let state = self.state();
         let State { registry, channels, applied, .. } = &*state;
@@ -210,7 +272,8 @@ impl Backend {
         let mut sorted: Vec<_> = channels.iter().collect();
         sorted.sort_by_key(|(key, _)| **key);
         items.extend(sorted.into_iter().map(|(key, channel)| {
-            let kind = if channel.lease.is_some() || !channel.ring { "lease" } else { "ring" };
+            let leased = channel.lease.is_some() || channel.drive || !channel.ring;
+            let kind = if leased { "lease" } else { "ring" };
             item(
                 "channel",
                 &key.to_string(),
@@ -263,6 +326,21 @@ impl Backend {
 }
 
 impl State {
+    /// Only these bdevs are wanted; those that are not are given out for closing.
+    pub(crate) fn take_all_but(&mut self, names: &[String]) -> Vec<Device> {
+        self.locked.retain(|name| names.contains(name));
+        self.registry.take_all_but(names)
+    }
+
+    /// A bdev's file was locked, or is by somebody else.
+    pub(crate) fn tried_to_lock(&mut self, bdev: String, succeeded: bool) {
+        if succeeded {
+            self.locked.remove(&bdev);
+        } else {
+            self.locked.insert(bdev);
+        }
+    }
+
     /// Chooses what kind of channel a worker gets. The channel's key, the answer but for what may change until it is
     /// [taken up](Self::take_up), and the descriptors that come first.
     fn grant(
@@ -277,6 +355,7 @@ impl State {
         }
         let device = self.registry.device_mut(&open.bdev)?;
         let (kind, lease, fds) = choose(device, open.force_ring, pid)?;
+        let drive = matches!(device.kind, Kind::Nvme { .. }) && device.leased() && !open.force_ring;
         let latency_ns = match device.kind {
             Kind::Null { latency } => latency,
             Kind::Malloc { .. } | Kind::File { .. } | Kind::Nvme { .. } => 0,
@@ -295,7 +374,7 @@ impl State {
             lease_number: lease.unwrap_or(0) as u32,
         };
         let (bdev, device) = (open.bdev.clone(), device.key);
-        Ok((channel, grant, Granted { connection, pid, bdev, device, lease, ring }, fds))
+        Ok((channel, grant, Granted { connection, pid, bdev, device, lease, ring, drive }, fds))
     }
 
     /// The worker has the channel from now on.
@@ -344,6 +423,23 @@ impl State {
         count
     }
 
+    /// The connections over which a worker had channels.
+    ///
+    /// # Errors
+    /// A predecessor may have something under way: this process does not have its devices yet.
+    fn connections_of(&self, asked: &AwaitDrained) -> Result<Vec<ConnectionId>, Failure> {
+        if !self.applied {
+            return Err(Failure::unavailable("waiting for the manager"));
+        }
+        if let Some(bdev) = asked.bdevs.iter().find(|&bdev| self.locked.contains(bdev)) {
+            return Err(Failure::unavailable(format!(
+                "bdev \"{bdev}\" is locked by another process"
+            )));
+        }
+        let of_worker = self.workers.iter().filter(|&(_, worker)| *worker == asked.worker);
+        Ok(of_worker.map(|(&connection, _)| connection).collect())
+    }
+
     /// The worker has the channel's lease no more. A device of the same name that came later has numbers of its own.
     fn return_lease(&mut self, granted: &Granted) {
         let device = self.registry.same_device(&granted.bdev, granted.device);
@@ -378,6 +474,7 @@ impl Handler for Backend {
             }
             request::Body::AddRegion(add) => self.add_region(&mut request, add).await,
             request::Body::RemoveRegion(remove) => self.remove_region(connection, remove).await,
+            request::Body::AwaitDrained(asked) => self.await_drained(asked).await,
             request::Body::DescribeBdev(describe) => {
                 let info = self.state().registry.describe(&describe.bdev)?;
                 Ok(Answer::new(reply::Body::BdevInfo(info)))
@@ -395,6 +492,11 @@ impl Handler for Backend {
             | request::Body::ReadTelemetry(_)
             | request::Body::SetTracePolicy(_)
             | request::Body::ReadEndpoint(_)
+            | request::Body::StartCapture(_)
+            | request::Body::ReadCapture(_)
+            | request::Body::SetFaults(_)
+            | request::Body::PauseEndpoint(_)
+            | request::Body::ResumeEndpoint(_)
             | request::Body::Reload(_) => Err(Failure::unsupported()),
         }
     }
@@ -407,10 +509,18 @@ impl Handler for Backend {
             info!(channels = gone, "a worker's connection closed, its channels end");
             self.reap();
         }
+        if self.state().workers.contains_key(&connection) {
+            // This end is closed after it: a worker that lives takes that for the end of all that it asked.
+            let connections = vec![connection];
+            let command = |done| Command::AwaitDrained { connections, controller: None, done };
+            self.serve.ask(command).await.ok();
+            self.state().workers.remove(&connection);
+        }
     }
 }
 
-/// What kind of channel a worker gets, with its lease number and the descriptors that come first.
+/// What kind of channel a worker gets, with its lease number and the descriptors that come first. Of a drive it is a ring,
+/// until there is a queue pair beside it.
 fn choose(
     device: &mut Device,
     force_ring: bool,

@@ -138,7 +138,7 @@ impl Device {
 
     /// Whether workers get a lease of it.
     pub fn leased(&self) -> bool {
-        let offered = !matches!(self.kind, Kind::File { .. } | Kind::Nvme { .. });
+        let offered = !matches!(self.kind, Kind::File { .. });
         self.wanted.channel() != ChannelPreference::Ring && offered
     }
 

@@ -2,6 +2,7 @@
 
 use bdev::channel::AnyChannel;
 use bdev::error::Error;
+use bdev::nvme::LeaseAnswer;
 use bdev::request::{Op, Outcome};
 use bdev::ring::server::RingServer;
 use ipc::device_memory::DeviceMemory;
@@ -81,6 +82,15 @@ pub enum Command {
         /// Told when the ring may be used.
         done: oneshot::Sender<()>,
     },
+    /// Make a queue pair of a drive for the worker that has a channel.
+    Lease {
+        /// The channel's key.
+        channel: ChannelKey,
+        /// The worker's process.
+        holder: i32,
+        /// Gets the queue pair, or why there is none.
+        answer: LeaseAnswer,
+    },
     /// Let go of a channel, also of one whose [`Command::AddChannel`] is not answered yet, which is dropped then.
     /// Answered when nothing of it is under way.
     CloseChannel {
@@ -113,6 +123,15 @@ pub enum Command {
     Disconnect {
         /// The connection.
         connection: ConnectionId,
+    },
+    /// Answer once no channel of these connections is served or has anything under way.
+    AwaitDrained {
+        /// The connections.
+        connections: Vec<ConnectionId>,
+        /// Only this controller's channels; all if `None`.
+        controller: Option<u128>,
+        /// Told then.
+        done: oneshot::Sender<()>,
     },
     /// Answer: the loop turns.
     Ping {

@@ -1,5 +1,7 @@
 //! Devices, rings and guest memory of the serve loop.
 
+mod drain;
+mod lease;
 #[cfg(test)]
 mod tests;
 
@@ -8,7 +10,9 @@ use bdev::channel::{AnyChannel, Channel, Geometry, Submitted};
 use bdev::error::{Error, ErrorKind};
 use bdev::request::{Op, Outcome, Request};
 use bdev::ring::server::RingServer;
+use drain::Drain;
 use ipc::guest_memory::{Region, RegionId, RegionTable};
+use lease::Lease;
 use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -36,6 +40,8 @@ pub struct State {
     leaving: Vec<Leaving>,
     /// Rings that wait for their predecessors.
     arriving: Vec<(Served, oneshot::Sender<()>)>,
+    /// Who waits for the end of connections' requests.
+    drains: Vec<Drain>,
 }
 
 struct Leaving {
@@ -60,6 +66,8 @@ struct Served {
     owner: Owner,
     device: DeviceKey,
     server: RingServer,
+    /// The queue pair of the drive that goes with it.
+    lease: Lease,
     /// Set when the channel is to go, with whoever waits for that.
     closing: Option<Vec<oneshot::Sender<()>>>,
 }
@@ -167,6 +175,7 @@ impl State {
                 if let Some(device) = self.devices.get_mut(&device) {
                     device.removed = Some(done);
                 }
+                self.end_leases_of(device);
             }
             Command::Resize { device, resize, done } => {
                 done.send(self.resize(device, resize)).ok();
@@ -174,9 +183,11 @@ impl State {
             Command::Maintain { device, op, done } => self.maintain(device, op, done),
             Command::AddChannel { channel, owner, device, server, done } => {
                 let (key, closing) = (channel, None);
-                let served = Served { key, owner, device, server: *server, closing };
+                let lease = Lease::None;
+                let served = Served { key, owner, device, server: *server, lease, closing };
                 self.arriving.push((served, done));
             }
+            Command::Lease { channel, holder, answer } => self.lease(channel, holder, answer),
             Command::CloseChannel { channel, done } => self.close_channel(channel, done),
             Command::AddRegion { owner, id, region, done } => {
                 done.send(self.add_region(owner, id, region)).ok();
@@ -188,6 +199,8 @@ impl State {
                 for served in all.filter(|served| served.owner.connection == connection) {
                     served.close(None);
                 }
+                // Before memory is let go of: the drive is done with it then.
+                self.end_leases();
                 let devices = &mut self.devices;
                 self.memory.retain(|owner, memory| {
                     let stays = owner.connection != connection;
@@ -196,6 +209,9 @@ impl State {
                     }
                     stays
                 });
+            }
+            Command::AwaitDrained { connections, controller, done } => {
+                self.drains.push(Drain { connections, controller, done });
             }
             Command::Ping { done } => drop(done.send(())),
             // The loop has ended before it comes here.
@@ -211,6 +227,7 @@ impl State {
             Some(served) => served.close(Some(done)),
             None => drop(done.send(())),
         }
+        self.end_leases();
     }
 
     fn add_region(&mut self, owner: Owner, id: RegionId, region: Arc<Region>) -> bool {
@@ -220,6 +237,7 @@ impl State {
                 return false;
             }
         }
+        self.share(owner, id, &region);
         match self.memory.entry(owner).or_default().insert(id, region) {
             Ok(old) => {
                 old.iter().for_each(|old| forget(&mut self.devices, old));
@@ -237,6 +255,7 @@ impl State {
     ) {
         let removed = self.memory.get_mut(&owner).and_then(|memory| memory.remove(id));
         if let Some(region) = removed {
+            self.take_back(owner, id);
             if self.memory.get(&owner).is_some_and(|memory| memory.iter().next().is_none()) {
                 self.memory.remove(&owner);
             }
@@ -254,9 +273,13 @@ impl State {
     /// Ends what has drained: channels, devices, regions; and lets in what waited for that.
     fn settle(&mut self) -> usize {
         let mut work = 0;
+        let devices = &self.devices;
         for place in &mut self.channels {
-            let drained =
-                |served: &Served| served.closing.is_some() && served.server.pending() == 0;
+            let drained = |served: &Served| {
+                served.closing.is_some()
+                    && served.server.pending() == 0
+                    && !served.has_lease(devices)
+            };
             if let Some(served) = place.take_if(|served| drained(served)) {
                 for waiter in served.closing.into_iter().flatten() {
                     waiter.send(()).ok();
@@ -285,7 +308,7 @@ impl State {
                 index += 1;
             }
         }
-        work + self.let_in()
+        work + self.let_in() + self.end_drains()
     }
 
     fn let_in(&mut self) -> usize {

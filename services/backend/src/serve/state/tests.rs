@@ -142,3 +142,34 @@ fn errands_under_way_are_told_apart() {
     state.turn(2 * LATENCY);
     assert_eq!(told.try_recv(), Ok(Ok(())));
 }
+
+/// What a dead worker's ring had begun goes on; whoever waits for its end waits for that, and for nothing of others.
+#[test]
+fn the_end_of_a_worker_s_requests_is_told_when_it_has_come() {
+    let mut state = state();
+    let (mut ring, mut served) = add(&mut state, 1);
+    state.turn(0);
+    assert_eq!(served.try_recv(), Ok(()));
+    occupy(&mut state, &mut ring, 0);
+    let ask = |state: &mut State, connection, controller| {
+        let (done, told) = oneshot::channel();
+        let connections = vec![ConnectionId(connection)];
+        state.command(Command::AwaitDrained { connections, controller, done });
+        state.turn(1);
+        told
+    };
+    let mut early = ask(&mut state, 1, Some(OWNER.controller));
+    state.command(Command::Disconnect { connection: OWNER.connection });
+    let mut waits = ask(&mut state, 1, None);
+    assert_eq!(ask(&mut state, 1, Some(8)).try_recv(), Ok(()), "another controller");
+    assert_eq!(ask(&mut state, 2, Some(7)).try_recv(), Ok(()), "another worker");
+    drop(ask(&mut state, 1, None));
+    state.turn(LATENCY - 1);
+    assert_eq!(early.try_recv(), Err(TryRecvError::Empty));
+    assert_eq!(waits.try_recv(), Err(TryRecvError::Empty));
+    assert_eq!(state.drains.len(), 2, "who gave up is forgotten");
+    state.turn(LATENCY);
+    assert_eq!(early.try_recv(), Ok(()));
+    assert_eq!(waits.try_recv(), Ok(()));
+    assert_eq!(ask(&mut state, 1, None).try_recv(), Ok(()));
+}
