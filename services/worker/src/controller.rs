@@ -34,13 +34,13 @@ use ipc::layout::controller::{ControllerLayout, ControllerState};
 use ipc::layout::queues::{FailureReason, QueuesLayout};
 use ipc::layout::{MAX_IN_FLIGHT, MAX_QUEUES};
 use ipc::segment::Segment;
+use limit::Limits;
 use nvme::nvm::{Settings, Steps};
 use nvme::prp::PageShift;
 use nvme::queue::arbitration::{MAX_BURST, Rotation, burst};
 use nvme::range_list::{BIT_BUCKET, RangeList, ranges_for};
 use nvme_spec::Status;
 use nvme_spec::command::Command;
-use limit::Limits;
 use pause::Pause;
 use run::Checked;
 use std::collections::VecDeque;
@@ -308,10 +308,16 @@ impl Controller {
                     Ok(old) => old,
                     Err(unusable) => Some(unusable),
                 };
+                if let Some(old) = &garbage.region {
+                    self.namespaces.forget(old);
+                }
             }
             Change::RemoveRegion(id) => {
                 self.forget_queue_memory();
                 garbage.region = self.memory.regions_mut().remove(id);
+                if let Some(region) = &garbage.region {
+                    self.namespaces.forget(region);
+                }
             }
             Change::SetVectors(start, events) => match self.vectors.set(start, events, notifier) {
                 Ok(old) => garbage.events = old,

@@ -2,10 +2,12 @@
 
 use crate::controller::Request;
 use bdev::channel::{AnyChannel, Channel};
+use ipc::guest_memory::Region;
 use ipc::layout::MAX_NAMESPACES;
 use ipc::layout::controller::{NamespaceRow, namespace_flags};
 use nvme::nvm::Namespace;
 use nvme_spec::BlockCount;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// Smallest and largest logical block size that is served, as shifts.
@@ -158,7 +160,8 @@ impl Namespaces {
         let Some(entry) = self.entries.get_mut(row).filter(wanted) else { return Some(channel) };
         entry.opening = false;
         self.copies |= channel.copies();
-        if entry.channel.as_ref().is_some_and(|old| old.outstanding() > 0) {
+        if let Some(old) = entry.channel.as_mut().filter(|old| old.outstanding() > 0) {
+            set_succeeded(old);
             entry.retiring = true;
             return entry.next.replace(channel);
         }
@@ -206,6 +209,16 @@ impl Namespaces {
         (false, Some(entry.generation))
     }
 
+    /// Memory goes, of which nothing is in flight: channels that hold on to it let go.
+    pub fn forget(&mut self, region: &Arc<Region>) {
+        for &row in &self.open {
+            let Some(entry) = self.entries.get_mut(usize::from(row)) else { continue };
+            for channel in entry.channel.iter_mut().chain(&mut entry.next) {
+                channel.forget(region);
+            }
+        }
+    }
+
     /// A channel that took no place, to be closed.
     pub fn take_discarded(&mut self) -> Option<Box<AnyChannel>> {
         self.discarded.pop()
@@ -242,8 +255,22 @@ fn set_gone(channel: &mut AnyChannel) {
                 ring.set_gone();
             }
         }
+        AnyChannel::Drive(drive) => drive.set_gone(),
         AnyChannel::Fault(fault) => set_gone(fault.inner_mut()),
         AnyChannel::Null(_) | AnyChannel::File(_) | AnyChannel::Nvme(_) => {}
+    }
+}
+
+/// There is another channel to the same device: a lease that is gone need not wait for the drive any more.
+fn set_succeeded(channel: &mut AnyChannel) {
+    match channel {
+        AnyChannel::Drive(drive) => drive.set_succeeded(),
+        AnyChannel::Fault(fault) => set_succeeded(fault.inner_mut()),
+        AnyChannel::Null(_)
+        | AnyChannel::Malloc(_)
+        | AnyChannel::Ring(_)
+        | AnyChannel::File(_)
+        | AnyChannel::Nvme(_) => {}
     }
 }
 

@@ -3,13 +3,14 @@
 #[cfg(test)]
 mod tests;
 
-use super::attached::{Opened, Unclaimed};
+use super::attached::{Opened, Unclaimed, asked_in};
 use super::{Control, not_attached};
 use crate::controller::Change;
 use crate::namespaces::address;
 use bdev::channel::{AnyChannel, Geometry};
 use bdev::malloc::MallocChannel;
 use bdev::null::NullChannel;
+use bdev::nvme::{DriveLease, LeaseWatch, LeasedDrive};
 use bdev::ring::client::RingChannel;
 use ipc::device_memory::DeviceMemory;
 use ipc::event::EventFd;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use telemetry::limit::Limit;
+use telemetry::spans::{self, Context};
 use vireo_proto::handoff::{ChannelGrant, ChannelKind, OpenChannel, reply, request};
 use vireo_proto::{Failure, id_to_bytes};
 
@@ -29,6 +31,9 @@ const MIN_PAUSE: Duration = Duration::from_millis(10);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
 /// How long an attempt waits for the backend to be there, and after how long it says that there is no answer yet.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two looks whether a lease was taken back: a poll thread that uses it sees that at once, this is for one that
+/// does not, and whose mapping of the doorbells keeps a drive from being removed.
+const LEASE_LOOK: Duration = Duration::from_millis(200);
 /// As long as it takes.
 const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 
@@ -49,8 +54,11 @@ pub(super) struct Wanted {
 pub(super) async fn open(control: Arc<Control>, wanted: Wanted) {
     let mut pause = MIN_PAUSE;
     while let Some((backend, bdev)) = names(&control, &wanted) {
-        match attempt(&control, &wanted, &backend, &bdev).await {
-            Ok((session, channel)) => return watch(&control, &wanted, &session, channel).await,
+        // The first attempt is a part of what had the namespace made; later ones have other causes.
+        let asked_in = control.first_of(&wanted);
+        let attempt = attempt(&control, &wanted, &backend, &bdev);
+        match spans::within(asked_in, attempt).await {
+            Ok(open) => return watch(&control, &wanted, &open).await,
             Err(failure) => {
                 static LIMIT: Limit = Limit::per_second(5);
                 if let Some(suppressed) = LIMIT.pass() {
@@ -74,17 +82,47 @@ fn names(control: &Control, wanted: &Wanted) -> Option<(String, String)> {
     (there && same).then(|| (row.backend.load(), row.bdev.load()))
 }
 
-/// One attempt. The session that the channel hangs on, and the channel's address.
+impl Control {
+    /// Where in which trace the namespace was asked for, when this is asked for the first time.
+    fn first_of(&self, wanted: &Wanted) -> Option<Context> {
+        let mut controllers = self.controllers();
+        let attached = controllers.get_mut(&wanted.id)?;
+        let context = asked_in(&attached.layout, wanted.row)?;
+        let before = attached.asked_in.insert(wanted.row, context);
+        (before != Some(context)).then_some(context)
+    }
+}
+
+/// An open channel.
+struct Open {
+    /// What it hangs on.
+    session: Session,
+    channel: usize,
+    /// The backend's number for it.
+    number: u64,
+    /// The drive's queue pair that goes with it.
+    lease: Option<LeaseWatch>,
+}
+
+/// One attempt.
 async fn attempt(
     control: &Control,
     wanted: &Wanted,
     backend: &str,
     bdev: &str,
-) -> Result<(Session, usize), Failure> {
+) -> Result<Open, Failure> {
     let internal = |error: service::control::ControlError| Failure::unavailable(error.line());
     let session = control.backend(backend).session(PATIENCE).await.map_err(internal)?;
     let (grant, fds, unclaimed) = ask(control, wanted, bdev, &session, PATIENCE).await?;
-    let channel = Box::new(channel(&grant, fds)?);
+    let channel = channel(&grant, fds)?;
+    let lease = match &channel {
+        AnyChannel::Drive(drive) => Some(drive.watch()),
+        _ => None,
+    };
+    let channel = Box::new(match &control.faults {
+        Some(faults) => faults.before(bdev, channel),
+        None => channel,
+    });
     if grant.has_ring {
         let share = {
             let mut controllers = control.controllers();
@@ -105,7 +143,7 @@ async fn attempt(
         attached.channels.extend(unclaimed.claim().map(|opened| (address, opened)));
     }
     control.change(wanted.id, Change::Channel(wanted.row, wanted.generation, channel)).await?;
-    Ok((session, address))
+    Ok(Open { session, channel: address, number: grant.channel_id, lease })
 }
 
 /// Asks for the channel in a task of its own: clients come and go as they like, and an answer that nobody waits for any
@@ -126,7 +164,7 @@ async fn ask(
     });
     let kick = control.kick.try_clone().map_err(|error| Failure::internal(&error))?;
     let session = session.clone();
-    let mut task = tokio::spawn(async move {
+    let mut task = tokio::spawn(spans::within(spans::current(), async move {
         let answer = session.call_within(FOREVER, body, &[kick.as_fd()]).await;
         match answer.map_err(|error| Failure::unavailable(error.line()))? {
             Answer { body: reply::Body::ChannelGrant(grant), fds } => {
@@ -135,7 +173,7 @@ async fn ask(
             }
             _ => Err(Failure::unavailable("the backend answered something else than a channel")),
         }
-    });
+    }));
     loop {
         match tokio::time::timeout(patience, &mut task).await {
             Ok(ended) => return ended.unwrap_or_else(|error| Err(Failure::internal(&error))),
@@ -156,10 +194,19 @@ async fn ask(
 fn channel(grant: &ChannelGrant, fds: Vec<OwnedFd>) -> Result<AnyChannel, Failure> {
     let geometry = Geometry { size: grant.size_bytes, read_only: grant.read_only };
     let mut fds = fds.into_iter();
+    let drive = match grant.kind() {
+        ChannelKind::LeaseDrive => {
+            Some(DriveLease::open(&mut fds).map_err(|error| Failure::internal(&error))?)
+        }
+        _ => None,
+    };
     let mut next = || fds.next().ok_or_else(|| Failure::unavailable("a descriptor is missing"));
     let memory = match grant.kind() {
         ChannelKind::LeaseMalloc => Some(next()?),
-        ChannelKind::LeaseNull | ChannelKind::Ring | ChannelKind::Unspecified => None,
+        ChannelKind::LeaseNull
+        | ChannelKind::LeaseDrive
+        | ChannelKind::Ring
+        | ChannelKind::Unspecified => None,
     };
     let ring = match grant.has_ring {
         true => Some(ring(next()?, next()?, geometry)?),
@@ -177,9 +224,17 @@ fn channel(grant: &ChannelGrant, fds: Vec<OwnedFd>) -> Result<AnyChannel, Failur
                 .map_err(|error| Failure::internal(&error))
         }
         (ChannelKind::Ring, _, Some(ring)) => Ok(AnyChannel::Ring(ring)),
-        (ChannelKind::LeaseMalloc | ChannelKind::Ring | ChannelKind::Unspecified, _, _) => {
-            Err(Failure::unavailable("the backend granted a channel of an unknown kind"))
-        }
+        (ChannelKind::LeaseDrive, _, Some(ring)) => match drive {
+            Some(drive) => Ok(AnyChannel::Drive(Box::new(LeasedDrive::new(drive, ring, geometry)))),
+            None => Err(Failure::unavailable("a descriptor is missing")),
+        },
+        (
+            ChannelKind::LeaseMalloc
+            | ChannelKind::LeaseDrive
+            | ChannelKind::Ring
+            | ChannelKind::Unspecified,
+            ..,
+        ) => Err(Failure::unavailable("the backend granted a channel of an unknown kind")),
     }
 }
 
@@ -189,20 +244,40 @@ fn ring(segment: OwnedFd, kick: OwnedFd, geometry: Geometry) -> Result<RingChann
     RingChannel::new(segment, kick, geometry).map_err(|error| Failure::internal(&error))
 }
 
-/// Waits until the backend is gone, then tells the poll thread, which asks for another channel.
-async fn watch(control: &Control, wanted: &Wanted, session: &Session, channel: usize) {
-    session.closed().await;
-    static LIMIT: Limit = Limit::per_second(5);
-    if names(control, wanted).is_some()
-        && let Some(suppressed) = LIMIT.pass()
-    {
-        tracing::warn!(backend = session.peer(), suppressed, "backend gone");
+/// Waits until the backend is gone or has taken the lease back, then tells the poll thread, which asks for another channel.
+async fn watch(control: &Control, wanted: &Wanted, open: &Open) {
+    let Open { session, channel, number, lease } = open;
+    let over = async {
+        match lease {
+            Some(lease) => {
+                while !lease.is_over() {
+                    tokio::time::sleep(LEASE_LOOK).await;
+                }
+            }
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = session.closed() => {
+            static LIMIT: Limit = Limit::per_second(5);
+            if names(control, wanted).is_some()
+                && let Some(suppressed) = LIMIT.pass()
+            {
+                tracing::warn!(backend = session.peer(), suppressed, "backend gone");
+            }
+        }
+        () = over => {}
     }
     // A channel that was closed since is nobody's any more, and its address may be another's.
-    let open = control.controllers().get(&wanted.id).is_some_and(|attached| {
-        attached.channels.get(&channel).is_some_and(|opened| opened.session.is_closed())
-    });
+    let ours = |opened: &Opened| match session.is_closed() {
+        true => opened.session.is_closed(),
+        false => opened.channel_id == *number,
+    };
+    let open = control
+        .controllers()
+        .get(&wanted.id)
+        .is_some_and(|attached| attached.channels.get(channel).is_some_and(ours));
     if open {
-        control.change(wanted.id, Change::BackendGone(wanted.row, channel)).await.ok();
+        control.change(wanted.id, Change::BackendGone(wanted.row, *channel)).await.ok();
     }
 }
