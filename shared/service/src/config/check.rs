@@ -58,11 +58,8 @@ fn bdevs(config: &Config, notes: &Notes) {
         reference(key("backend"), "backend", &bdev.backend, backends, notes);
         // 0 is a drive's own, which any size may be a multiple of.
         let block = u64::from(bdev.block_size).max(1);
-        if let Driver::Nvme { target, .. } = &bdev.driver
-            && let Some(first) = super::drive::owner(&config.bdevs[..index], target)
-        {
-            let wrong = format!("{target} belongs to bdev[{first}] already");
-            note(notes, key("target"), wrong, "give each its own drive");
+        if let Some((of, wrong, right)) = super::drive::conflict(&config.bdevs[..index], bdev) {
+            note(notes, key(of), wrong, right);
         }
         if let Some(size) = bdev.size.filter(|size| !size.is_multiple_of(block)) {
             let right = match size / block * block {

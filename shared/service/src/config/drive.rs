@@ -33,11 +33,30 @@ pub(super) fn keys(section: &Section<'_>) -> impl Sized {
     (section.text("target"), section.integer("nsid", 1..=NSID_MAX), section.boolean("polled"))
 }
 
-/// Which of these bdevs has the drive already. A drive has one driver.
-pub(super) fn owner(bdevs: &[Bdev], target: &str) -> Option<usize> {
-    let same =
-        |bdev: &Bdev| matches!(&bdev.driver, Driver::Nvme { target: other, .. } if other == target);
-    bdevs.iter().position(same).filter(|_| !target.is_empty())
+/// What is wrong with a bdev's drive, after those of the bdevs before it: the key, what is wrong and what would be right.
+/// Namespaces of one drive are bdevs of their own, each once; a drive has one driver, so they are one backend's.
+pub(super) fn conflict(bdevs: &[Bdev], bdev: &Bdev) -> Option<(&'static str, String, String)> {
+    let Driver::Nvme { target, nsid, .. } = &bdev.driver else { return None };
+    let mut others = bdevs.iter().enumerate().filter_map(|(index, other)| match &other.driver {
+        Driver::Nvme { target: same, nsid, .. } if same == target && !same.is_empty() => {
+            Some((index, other, *nsid))
+        }
+        _ => None,
+    });
+    others.find_map(|(first, other, taken)| {
+        if taken == *nsid {
+            let wrong = match nsid {
+                1 => format!("{target} belongs to bdev[{first}] already"),
+                nsid => format!("namespace {nsid} of {target} belongs to bdev[{first}] already"),
+            };
+            Some(("target", wrong, "give each its own drive or nsid".to_owned()))
+        } else if other.backend != bdev.backend {
+            let wrong = format!("{target} is driven by the backend of bdev[{first}]");
+            Some(("backend", wrong, format!("write backend = \"{}\"", other.backend)))
+        } else {
+            None
+        }
+    })
 }
 
 /// What the machine lacks: a PCI function that is not there. A target's socket may come later.
@@ -119,7 +138,6 @@ mod tests {
             assert!(lines.len() == 1 && lines[0].contains(part), "{lines:?}");
         };
         one("size = \"1GiB\"\n", "bdev[0].size: a drive has its own size");
-        one("channel = \"lease\"\n", "bdev[0].channel: a drive has no lease yet");
         one("path = \"/x\"\n", "bdev[0].path: is for driver = \"file\" only");
         one("nsid = 0\n", "bdev[0].nsid");
         one(&DRIVE.replace("nv0", "nv1"), "bdev[1].target: pcie:0000:01:00.0 belongs to bdev[0]");
@@ -128,6 +146,21 @@ mod tests {
         let lines =
             with_bdevs("[[bdev]]\nname = \"m\"\ndriver = \"malloc\"\nsize = 4096\nnsid = 2\n");
         assert!(lines.unwrap_err()[0].contains("is for driver = \"nvme\" only"));
+    }
+
+    #[test]
+    fn namespaces_of_a_drive_are_bdevs_of_one_backend() {
+        let second = DRIVE.replace("nv0", "nv1") + "nsid = 2\n";
+        let config = with_bdevs(&format!("{DRIVE}{second}")).unwrap();
+        assert_eq!(config.bdevs.len(), 2);
+        assert_eq!(config.bdevs[0].channel, crate::config::Channel::Lease);
+        let elsewhere = format!("{DRIVE}{second}backend = \"b1\"\n[[backend]]\nname = \"b1\"\n");
+        let lines = with_bdevs(&elsewhere).unwrap_err();
+        assert!(lines.len() == 1 && lines[0].starts_with("bdev[1].backend: pcie:"), "{lines:?}");
+        let third = DRIVE.replace("nv0", "nv2") + "nsid = 2\n";
+        let lines = with_bdevs(&format!("{DRIVE}{second}{third}")).unwrap_err();
+        let wanted = "bdev[2].target: namespace 2 of pcie:0000:01:00.0 belongs to bdev[1] already";
+        assert!(lines.len() == 1 && lines[0].starts_with(wanted), "{lines:?}");
     }
 
     #[test]

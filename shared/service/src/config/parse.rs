@@ -14,7 +14,7 @@ use super::{
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Longest name: what the namespace rows of the controller segment hold of a backend's.
+/// Longest name of a process: what the namespace rows of the controller segment hold of a backend's.
 const MAX_NAME: usize = 32;
 /// Longest name of a bdev, subsystem or endpoint: as long as resource identifiers are elsewhere (RFC 1034 3.1, AIP-122),
 /// and within the 64 bytes that segments hold of a bdev's.
@@ -151,9 +151,8 @@ fn bdev(section: Section<'_>, first_backend: &str) -> Bdev {
     };
     let is_drive = matches!(driver, Driver::Nvme { .. });
     let is_file = matches!(driver, Driver::File { .. });
-    if (is_file || is_drive) && wanted == Some(Channel::Lease) {
-        let wrong = if is_file { "a file has no lease" } else { "a drive has no lease yet" };
-        section.wrong("channel", wrong, "write channel = \"ring\" or remove it");
+    if is_file && wanted == Some(Channel::Lease) {
+        section.wrong("channel", "a file has no lease", "write channel = \"ring\" or remove it");
     }
     if is_drive && section.has("size") {
         section.wrong("size", "a drive has its own size", "remove it");
@@ -161,7 +160,7 @@ fn bdev(section: Section<'_>, first_backend: &str) -> Bdev {
     if known.is_some() && !is_file && !is_drive && !section.has("size") {
         section.wrong("size", "is missing", "add size = \"256MiB\"");
     }
-    let default = if is_file || is_drive { Channel::Ring } else { Channel::Lease };
+    let default = if is_file { Channel::Ring } else { Channel::Lease };
     let of_file = "driver = \"file\"";
     let elsewhere = [
         ("latency", "driver = \"null\""),
@@ -284,7 +283,8 @@ fn only_name(section: Section<'_>, example: &str) -> String {
     name
 }
 
-/// A name: part of socket paths, of environment variables and of shared memory.
+/// A process's name: part of socket paths, of environment variables and of shared memory.
+fn name(section: &Section<'_>, example: &str) -> String {
     name_within(section, example, MAX_NAME)
 }
 
@@ -294,7 +294,6 @@ fn object_name(section: &Section<'_>, example: &str) -> String {
 }
 
 fn name_within(section: &Section<'_>, example: &str, longest: usize) -> String {
-fn name(section: &Section<'_>, example: &str) -> String {
     let Some(name) = section.required("name", example) else { return String::new() };
     check_word(section, "name", &name, longest);
     name
