@@ -2,6 +2,7 @@
 //! its own. A reset is a base that is subtracted: what hosts read of a controller goes on.
 
 pub mod latency;
+pub mod live;
 
 use crate::object::Object;
 use crate::peer::Peer;
@@ -98,6 +99,21 @@ pub enum Scope {
 }
 
 impl Scope {
+    /// All of a kind, by its pattern: `controllers/-` or `workers/-`; `None` for any other name.
+    pub fn all(pattern: &str, config: &Config) -> Option<Vec<Self>> {
+        match pattern {
+            "controllers/-" => {
+                let names = config.endpoints.iter().map(|endpoint| endpoint.name.clone());
+                Some(names.map(|name| Self::Object(Object::Controller(name))).collect())
+            }
+            "workers/-" => {
+                let names = config.workers.iter().map(|worker| worker.name.clone());
+                Some(names.map(Self::Worker).collect())
+            }
+            _ => None,
+        }
+    }
+
     /// From a resource name.
     pub fn parse(name: &str) -> Option<Self> {
         match name.strip_prefix("workers/") {

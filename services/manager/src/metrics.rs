@@ -206,6 +206,13 @@ pub(crate) async fn telemetry_segment(
     Ok(piece(session, 0).await?.segment)
 }
 
+/// Asks a frontend for its queues segments.
+pub(crate) async fn queues_segments(
+    session: &Session,
+) -> Result<Vec<(QueuesSegment, Segment<QueuesLayout>)>, ControlError> {
+    Ok(ask(session).await?.queues)
+}
+
 /// Asks a process for its segments, and maps them.
 async fn ask(session: &Session) -> Result<Told, ControlError> {
     let mut told = piece(session, 0).await?;

@@ -4,7 +4,7 @@ use super::guard::Audited;
 use super::time::timestamp;
 use super::{Api, error, time};
 use crate::counters::latency::Operation;
-use crate::counters::{self, Reading, Scope};
+use crate::counters::{self, Reading, Scope, live};
 use crate::object::Object;
 use prost_types::Duration as PbDuration;
 use service::config::Config;
@@ -16,7 +16,8 @@ use tonic::{Code, Request, Response, Status};
 use vireo_api::v1::stats_service_server::StatsService;
 use vireo_api::v1::{
     Counters, GetStatsRequest, GetStatsResponse, LatencyBucket, LatencyHistogram, LatencyKind,
-    ResetStatsRequest, ResetStatsResponse, Stats, StatsPart, WatchStatsRequest, WatchStatsResponse,
+    PollTimes, QueueStats, ResetStatsRequest, ResetStatsResponse, Stats, StatsPart,
+    WatchStatsRequest, WatchStatsResponse,
 };
 
 /// Most resources in one request.
@@ -24,6 +25,8 @@ pub(super) const MAX_NAMES: usize = 100;
 /// Bounds of a watcher's interval: each tick asks every frontend.
 const INTERVALS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3600));
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(1);
+/// The pattern that stands for every controller.
+const ALL_CONTROLLERS: &str = "controllers/-";
 /// Answers that wait for a slow watcher; further ones are left out.
 const WAITING: usize = 1;
 
@@ -35,13 +38,14 @@ impl StatsService for Api {
         &self,
         request: Request<GetStatsRequest>,
     ) -> Result<Response<GetStatsResponse>, Status> {
+        let request = request.into_inner();
         let config = self.manager.config();
-        let scopes = scopes(&request.into_inner().names, &config)?;
-        let reading = self.bases.read(&config, self.manager.peers()).await;
+        let scopes = scopes(&request.names, &config)?;
+        let told = self.told(&scopes, request.queues, &config).await;
         Ok(Response::new(GetStatsResponse {
-            time: Some(timestamp(reading.time)),
-            stats: scopes.iter().map(|scope| stats(&reading, scope, &config)).collect(),
-            failures: reading.failures,
+            time: Some(timestamp(told.time)),
+            stats: told.stats,
+            failures: told.failures,
         }))
     }
 
@@ -67,7 +71,7 @@ impl StatsService for Api {
                 }
                 // Waits for a slow watcher, so that nothing is read in vain.
                 let Ok(room) = give.reserve().await else { return };
-                room.send(Ok(api.watched(&request.names).await));
+                room.send(Ok(api.watched(&request).await));
             }
         });
         Ok(Response::new(ReceiverStream::new(answers)))
@@ -92,35 +96,57 @@ impl StatsService for Api {
         let stats = scopes.iter().map(|scope| stats(&before, scope, &config)).collect();
         let mut response = Response::new(ResetStatsResponse { stats });
         let names =
-            if request.names.is_empty() { vec!["controllers/-".to_owned()] } else { request.names };
+            if request.names.is_empty() { vec![ALL_CONTROLLERS.to_owned()] } else { request.names };
         response.extensions_mut().insert(Audited(names.join(" ")));
         Ok(response)
     }
 }
 
 impl Api {
-    async fn watched(&self, names: &[String]) -> WatchStatsResponse {
+    async fn watched(&self, request: &WatchStatsRequest) -> WatchStatsResponse {
         let config = self.manager.config();
-        let names: Vec<String> = match names {
-            [] => all(&config),
-            names => names.to_vec(),
-        };
-        let scopes: Vec<Scope> = names
-            .iter()
-            .filter_map(|name| Scope::parse(name))
+        let scopes: Vec<Scope> = named(&request.names)
+            .flat_map(|name| {
+                Scope::all(name, &config)
+                    .unwrap_or_else(|| Scope::parse(name).into_iter().collect())
+            })
             .filter(|scope| scope.is_in(&config))
             .collect();
-        let reading = self.bases.read(&config, self.manager.peers()).await;
+        let told = self.told(&scopes, request.queues, &config).await;
         WatchStatsResponse {
-            time: Some(timestamp(reading.time)),
-            stats: scopes.iter().map(|scope| stats(&reading, scope, &config)).collect(),
-            failures: reading.failures,
+            time: Some(timestamp(told.time)),
+            stats: told.stats,
+            failures: told.failures,
         }
+    }
+
+    /// Asks all processes that know something of `scopes`.
+    async fn told(&self, scopes: &[Scope], queues: bool, config: &Config) -> Told {
+        let peers = self.manager.peers();
+        let (mut reading, live) =
+            tokio::join!(self.bases.read(config, peers), live::read(peers, scopes, queues));
+        reading.failures.extend(live.failures.iter().cloned());
+        let stats = |scope| Stats {
+            poll_times: live.poll_times(scope).map(poll_times),
+            queues: live.queues(scope).map(queue).collect(),
+            ..stats(&reading, scope, config)
+        };
+        let stats = scopes.iter().map(stats).collect();
+        Told { time: reading.time, stats, failures: reading.failures }
     }
 }
 
-fn all(config: &Config) -> Vec<String> {
-    config.endpoints.iter().map(|e| Object::Controller(e.name.clone()).to_string()).collect()
+/// What was found out for one answer.
+struct Told {
+    time: SystemTime,
+    stats: Vec<Stats>,
+    failures: Vec<String>,
+}
+
+/// What is asked of, as named; every controller if nothing is.
+fn named(names: &[String]) -> impl Iterator<Item = &str> {
+    let all = names.is_empty().then_some(ALL_CONTROLLERS);
+    all.into_iter().chain(names.iter().map(String::as_str))
 }
 
 /// What is asked of; all of it must be there.
@@ -129,16 +155,19 @@ fn scopes(names: &[String], config: &Config) -> Result<Vec<Scope>, Status> {
         let text = format!("{} are too many; name at most {MAX_NAMES}", names.len());
         return Err(error::invalid("names", text));
     }
-    let all = if names.is_empty() { all(config) } else { names.to_vec() };
-    all.iter()
-        .map(|name| {
-            let scope = Scope::parse(name).ok_or_else(|| {
-                let text = format!("\"{name}\" is not the name of a resource that has counters");
-                error::invalid("names", text)
-            })?;
-            scope.is_in(config).then_some(scope).ok_or_else(|| error::missing(name))
-        })
-        .collect()
+    let mut scopes = Vec::with_capacity(names.len());
+    for name in named(names) {
+        if let Some(all) = Scope::all(name, config) {
+            scopes.extend(all);
+            continue;
+        }
+        let scope = Scope::parse(name).ok_or_else(|| {
+            let text = format!("\"{name}\" is not the name of a resource that has counters");
+            error::invalid("names", text)
+        })?;
+        scopes.push(scope.is_in(config).then_some(scope).ok_or_else(|| error::missing(name))?);
+    }
+    Ok(scopes)
 }
 
 fn interval(given: Option<&PbDuration>) -> Result<Duration, Status> {
@@ -160,6 +189,29 @@ fn stats(reading: &Reading, scope: &Scope, config: &Config) -> Stats {
         total: Some(counters(total)),
         parts: parts.into_iter().map(part).collect(),
         latencies: latencies(reading, scope, config),
+        ..Stats::default()
+    }
+}
+
+fn poll_times(times: &live::PollTimes) -> PollTimes {
+    let nanoseconds = |ns| Some(time::duration(Duration::from_nanos(ns)));
+    PollTimes {
+        busy: nanoseconds(times.busy_ns),
+        spinning: nanoseconds(times.spinning_ns),
+        sleeping: nanoseconds(times.sleeping_ns),
+        polls: times.polls,
+        naps: times.naps,
+        sleeps: times.sleeps,
+    }
+}
+
+fn queue(queue: &live::Queue) -> QueueStats {
+    QueueStats {
+        controller: Object::Controller(queue.controller.clone()).to_string(),
+        worker: format!("workers/{}", queue.worker),
+        queue_id: queue.id,
+        commands: queue.commands,
+        completions: queue.completions,
     }
 }
 

@@ -52,7 +52,8 @@ fn sampled(stats: &Stats) -> u64 {
 
 async fn get(managed: &Managed, names: &[&str]) -> Vec<Stats> {
     let names = names.iter().map(|name| (*name).to_owned()).collect();
-    let answer = managed.stats().get_stats(GetStatsRequest { names }).await.unwrap().into_inner();
+    let request = GetStatsRequest { names, ..Default::default() };
+    let answer = managed.stats().get_stats(request).await.unwrap().into_inner();
     assert_eq!(answer.failures, [] as [String; 0]);
     assert!(answer.time.is_some());
     answer.stats
@@ -87,11 +88,46 @@ async fn counters_are_added_up_for_whatever_is_asked() {
         ("workers/w9", Code::NotFound),
         ("things/x", Code::InvalidArgument),
     ] {
-        let request = GetStatsRequest { names: vec![name.into()] };
+        let request = GetStatsRequest { names: vec![name.into()], ..Default::default() };
         assert_eq!(managed.stats().get_stats(request).await.unwrap_err().code(), code);
     }
-    let request = GetStatsRequest { names: vec!["controllers/vm0".into(); 101] };
+    let names = vec!["controllers/vm0".into(); 101];
+    let request = GetStatsRequest { names, ..Default::default() };
     assert_eq!(managed.stats().get_stats(request).await.unwrap_err().code(), Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn a_pattern_is_all_of_a_kind_and_workers_tell_what_they_do_with_their_time() {
+    let mut host = Host::start();
+    let managed = host.reached().await;
+    host.telemetry.times.busy.store(1_500, Ordering::Relaxed);
+    host.telemetry.times.polls.store(3, Ordering::Relaxed);
+    let stats = get(&managed, &["controllers/-", "workers/-"]).await;
+    let names: Vec<&str> = stats.iter().map(|stats| stats.name.as_str()).collect();
+    assert_eq!(names, ["controllers/vm0", "workers/w0"]);
+    assert_eq!(stats[0].poll_times, None);
+    let times = stats[1].poll_times.unwrap();
+    assert_eq!((times.busy.unwrap().nanos, times.polls), (1_500, 3));
+    let names = vec!["volumes/-".to_owned()];
+    let request = GetStatsRequest { names, ..Default::default() };
+    assert_eq!(managed.stats().get_stats(request).await.unwrap_err().code(), Code::NotFound);
+    // A worker that is away is missing by name, and what is known of the others is told.
+    host.kill("w0").await;
+    let asked = || async {
+        let names = vec!["workers/w0".to_owned()];
+        let request = GetStatsRequest { names, ..Default::default() };
+        managed.stats().get_stats(request).await.unwrap().into_inner()
+    };
+    let mut answer = asked().await;
+    for _ in 0..200 {
+        if !answer.failures.is_empty() {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        answer = asked().await;
+    }
+    assert_eq!((answer.stats.len(), answer.stats[0].poll_times), (1, None));
+    assert!(answer.failures[0].starts_with("workers/w0: "), "{:?}", answer.failures);
 }
 
 #[tokio::test]
@@ -140,7 +176,7 @@ async fn watched_counters_come_at_every_interval() {
     let host = Host::start();
     let managed = host.reached().await;
     let interval = |nanos| Some(prost_types::Duration { seconds: 0, nanos });
-    let request = WatchStatsRequest { names: Vec::new(), interval: interval(100_000_000) };
+    let request = WatchStatsRequest { interval: interval(100_000_000), ..Default::default() };
     let mut stream = managed.stats().watch_stats(request).await.unwrap().into_inner();
     for count in [1, 2, 3] {
         let rows = report(1, &[("w0", &[(1, count)])]);
@@ -155,7 +191,7 @@ async fn watched_counters_come_at_every_interval() {
         };
         tokio::time::timeout(BOUND, seen).await.expect("the new count comes");
     }
-    let short = WatchStatsRequest { names: Vec::new(), interval: interval(1) };
+    let short = WatchStatsRequest { interval: interval(1), ..Default::default() };
     assert_eq!(managed.stats().watch_stats(short).await.unwrap_err().code(), Code::InvalidArgument);
 }
 

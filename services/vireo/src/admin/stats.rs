@@ -24,7 +24,8 @@ pub(super) async fn run(verb: StatsVerb, access: &Access) -> anyhow::Result<Exit
     let mut session = Session::open(access).await?;
     match verb {
         StatsVerb::Get { names } => {
-            let result = answer(session.stats.get_stats(GetStatsRequest { names }).await)?;
+            let request = GetStatsRequest { names, queues: false };
+            let result = answer(session.stats.get_stats(request).await)?;
             if access.output == Format::Table {
                 print(&format!("{}\n", counters(&result.stats)))?;
             } else {
@@ -118,7 +119,8 @@ async fn watch(
     count: Option<u64>,
     format: Format,
 ) -> anyhow::Result<ExitCode> {
-    let request = WatchStatsRequest { names, interval: Some(interval.try_into()?) };
+    let interval_asked = Some(interval.try_into()?);
+    let request = WatchStatsRequest { names, interval: interval_asked, queues: false };
     let mut stream = answer(session.stats.watch_stats(request).await)?;
     let mut before: HashMap<String, (Counters, Option<SystemTime>)> = HashMap::new();
     let mut shown = 0;
