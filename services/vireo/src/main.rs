@@ -11,9 +11,11 @@ use service::start::{EXIT_CONFIGURATION, EXIT_FAILURE, refuse, set_limits};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use vireo::admin::{self, AdminCommand};
+use vireo::doctor::{self, DoctorArguments};
 use vireo::generate::{self, GenerateArguments};
 use vireo::identify::{self, IdentifyArguments};
 use vireo::perf::{self, PerfArguments};
+use vireo::top::{self, TopArguments};
 use vireo::{client, status, up};
 
 /// Virtual NVMe controllers for virtual machines over vfio-user.
@@ -61,6 +63,10 @@ enum Command {
     Perf(Box<PerfArguments>),
     /// Describe an NVMe controller, its namespaces, features and logs.
     Identify(Box<IdentifyArguments>),
+    /// Look at this machine; say what stands in the way, and the remedy.
+    Doctor(DoctorArguments),
+    /// Show what workers, controllers and queues do at the moment.
+    Top(TopArguments),
     #[command(flatten)]
     Admin(AdminCommand),
     /// Make man pages, completions and units.
@@ -90,6 +96,8 @@ fn main() -> ExitCode {
         // These bring threads of their own, and talk to no service.
         Command::Perf(arguments) => return perf::run(&arguments),
         Command::Identify(arguments) => return identify::run(&arguments),
+        Command::Doctor(arguments) => return doctor::run(&arguments),
+        Command::Top(arguments) => return top::run(arguments),
         command => command,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -117,6 +125,8 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Admin(command) => admin::run(command).await,
         Command::Perf(arguments) => Ok(perf::run(&arguments)),
         Command::Identify(arguments) => Ok(identify::run(&arguments)),
+        Command::Doctor(arguments) => Ok(doctor::run(&arguments)),
+        Command::Top(arguments) => Ok(top::run(arguments)),
         Command::Generate(arguments) => generate::run(&arguments, CommandLine::command()),
         Command::Reload { host } => reload(&host).await,
         Command::Status { host, output } => {

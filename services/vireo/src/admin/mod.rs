@@ -15,3 +15,5 @@ mod trace;
 
 pub use arguments::AdminCommand;
 pub use run::run;
+pub(crate) use arguments::{Access, Format};
+pub(crate) use session::Session;

@@ -86,7 +86,7 @@ impl Session {
     }
 
     /// All namespaces of a subsystem, or of all (`subsystems/-`).
-    pub(super) async fn all_namespaces(&mut self, parent: &str) -> anyhow::Result<Vec<Namespace>> {
+    pub(crate) async fn all_namespaces(&mut self, parent: &str) -> anyhow::Result<Vec<Namespace>> {
         Ok(all!(
             self.namespaces,
             list_namespaces,
@@ -96,7 +96,7 @@ impl Session {
     }
 
     /// All controllers.
-    pub(super) async fn all_controllers(&mut self) -> anyhow::Result<Vec<Controller>> {
+    pub(crate) async fn all_controllers(&mut self) -> anyhow::Result<Vec<Controller>> {
         Ok(all!(self.controllers, list_controllers, ListControllersRequest {}, controllers))
     }
 }

@@ -25,17 +25,18 @@ const DEFAULT_DIRECTORY: &str = "/run/vireo";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Clients of all services on one connection.
-pub(super) struct Session {
-    pub(super) target: TargetServiceClient<Channel>,
-    pub(super) volumes: VolumeServiceClient<Channel>,
-    pub(super) subsystems: SubsystemServiceClient<Channel>,
-    pub(super) namespaces: NamespaceServiceClient<Channel>,
-    pub(super) controllers: ControllerServiceClient<Channel>,
-    pub(super) workers: WorkerServiceClient<Channel>,
-    pub(super) stats: StatsServiceClient<Channel>,
-    pub(super) events: EventServiceClient<Channel>,
-    pub(super) traces: TraceServiceClient<Channel>,
-    pub(super) faults: FaultServiceClient<Channel>,
+#[derive(Clone)]
+pub(crate) struct Session {
+    pub(crate) target: TargetServiceClient<Channel>,
+    pub(crate) volumes: VolumeServiceClient<Channel>,
+    pub(crate) subsystems: SubsystemServiceClient<Channel>,
+    pub(crate) namespaces: NamespaceServiceClient<Channel>,
+    pub(crate) controllers: ControllerServiceClient<Channel>,
+    pub(crate) workers: WorkerServiceClient<Channel>,
+    pub(crate) stats: StatsServiceClient<Channel>,
+    pub(crate) events: EventServiceClient<Channel>,
+    pub(crate) traces: TraceServiceClient<Channel>,
+    pub(crate) faults: FaultServiceClient<Channel>,
 }
 
 impl Session {
@@ -43,8 +44,8 @@ impl Session {
     ///
     /// # Errors
     /// One line with the socket and the remedy.
-    pub(super) async fn open(access: &Access) -> anyhow::Result<Self> {
-        let socket = socket(access)?;
+    pub(crate) async fn open(access: &Access) -> anyhow::Result<Self> {
+        let socket = access.socket()?;
         let connected = tokio::time::timeout(CONNECT_TIMEOUT, vireo_api::connect(&socket)).await;
         let channel = match connected {
             Err(_) => return Err(anyhow!("{}: the manager does not answer", socket.display())),
@@ -66,16 +67,22 @@ impl Session {
     }
 }
 
-fn socket(access: &Access) -> anyhow::Result<PathBuf> {
-    if let Some(socket) = &access.api {
-        return Ok(socket.clone());
+impl Access {
+    /// The manager's socket.
+    ///
+    /// # Errors
+    /// The configuration file has mistakes.
+    pub(crate) fn socket(&self) -> anyhow::Result<PathBuf> {
+        if let Some(socket) = &self.api {
+            return Ok(socket.clone());
+        }
+        if let Some(file) = &self.config {
+            let config = Config::read(file).map_err(|mistakes| anyhow!("{mistakes}"))?;
+            return Ok(config.api.socket);
+        }
+        let directory = self.runtime_dir.as_deref().unwrap_or(Path::new(DEFAULT_DIRECTORY));
+        std::path::absolute(directory.join(vireo_api::SOCKET)).context("--runtime-dir")
     }
-    if let Some(file) = &access.config {
-        let config = Config::read(file).map_err(|mistakes| anyhow!("{mistakes}"))?;
-        return Ok(config.api.socket);
-    }
-    let directory = access.runtime_dir.as_deref().unwrap_or(Path::new(DEFAULT_DIRECTORY));
-    std::path::absolute(directory.join(vireo_api::SOCKET)).context("--runtime-dir")
 }
 
 /// Why nobody can be reached there, as the file system tells it.
