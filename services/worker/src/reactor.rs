@@ -263,7 +263,8 @@ impl<C: Clock, N: Notifier> Reactor<C, N> {
                 }
             }
             Message::Capture(id, count) => {
-                if let Some(served) = self.controllers.iter_mut().find(|s| s.controller.id() == id) {
+                if let Some(served) = self.controllers.iter_mut().find(|s| s.controller.id() == id)
+                {
                     served.controller.capture(count);
                 }
             }

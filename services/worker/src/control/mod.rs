@@ -458,7 +458,9 @@ impl Handler for Control {
             request::Body::SetVectors(set) => self.set_vectors(&mut request, set).await,
             request::Body::SetFaults(set) => {
                 let faults = self.faults.as_ref().ok_or_else(|| {
-                    Failure::precondition("faults are off: [api] fault_injection = true allows them")
+                    Failure::precondition(
+                        "faults are off: [api] fault_injection = true allows them",
+                    )
                 })?;
                 faults.set(&mut request, &set)?;
                 // What is held back for a fault that is gone ends with the next poll.

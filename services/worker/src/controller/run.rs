@@ -83,6 +83,16 @@ impl Controller {
         }
     }
 
+    /// Runs one command of a batch, as [`Self::run_batch`] does, for a batch that needs more than that for another one.
+    #[inline(never)]
+    pub(super) fn run_one(&mut self, qid: u16, slot: u16, command: &Command, now: u64) {
+        let (row, list) = (row_of(command), &mut self.lists[0]);
+        match check(command, &self.namespaces, &self.settings, &self.memory, list) {
+            Some(io) => self.submit(qid, slot, command.cid().0, row, io, 0, now),
+            None => self.start_other(qid, slot, command, 0, now),
+        }
+    }
+
     /// The same where channels copy: two commands are checked ahead, and what they will copy is being loaded.
     pub(super) fn run_copying_batch(&mut self, qid: usize, now: u64) {
         self.check_ahead(0);

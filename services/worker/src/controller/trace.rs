@@ -150,7 +150,7 @@ impl Controller {
                     self.run_sampled(tracer, slot, &command, record, now);
                 }
                 _ => {
-                    self.start_other(qid as u16, slot, &command, 0, now);
+                    self.run_one(qid as u16, slot, &command, now);
                 }
             }
             if self.failure.is_some() {
