@@ -182,7 +182,7 @@ async fn a_controller_is_a_function_whose_numbers_name_its_directory() {
     assert_eq!(shown.endpoint, pcie(3).endpoint);
     assert_eq!((shown.max_nsq, shown.max_ncq, shown.sqes, shown.cqes), (8, 8, 6, 4));
     assert_eq!((shown.nvme_controller_id, shown.max_limit), (None, Some(limit)));
-    assert_eq!(made.status.unwrap().active, false);
+    assert!(!made.status.unwrap().active);
     let v1 = v1::GetControllerRequest { name: "controllers/c1".into() };
     let v1 = managed.controllers().get_controller(v1).await.unwrap().into_inner();
     assert_eq!(v1.path, host.path("pcie-0.3.0").to_string_lossy());
