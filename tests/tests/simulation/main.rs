@@ -68,6 +68,11 @@ fn clients_that_go_without_a_word_leave_nothing_behind() {
 }
 
 #[test]
+fn limits_and_pauses_hold_commands_up_and_lose_none() {
+    run(9_000, 80, Troubles { limits: true, faults: true, ..Troubles::default() });
+}
+
+#[test]
 #[should_panic]
 fn a_device_that_loses_writes_is_found_out() {
     run(8_000, 20, Troubles { lies: true, ..Troubles::default() });
@@ -81,6 +86,7 @@ fn all_troubles_at_once() {
         unmaps: true,
         deaths: true,
         disconnects: true,
+        limits: true,
         lies: false,
     };
     run(7_000, 120, troubles);

@@ -40,6 +40,8 @@ pub struct Troubles {
     pub deaths: bool,
     /// The client goes and another comes.
     pub disconnects: bool,
+    /// Limits come, change and go, and the controller is paused and goes on.
+    pub limits: bool,
     /// The device lies: writes are lost. No run may survive that.
     pub lies: bool,
 }
@@ -62,6 +64,8 @@ enum Kind {
         from: usize,
     },
     Harmless,
+    /// Its memory was taken and came back with something else: what comes of it is known already, or is of no matter.
+    Spoilt,
 }
 
 #[derive(Clone, Debug)]
@@ -232,7 +236,8 @@ impl Scenario {
                 // What was copied is not known: each source block's possibilities.
                 _ => self.model.may_have_copied(from, first, count),
             },
-            Kind::Read | Kind::Compare { .. } | Kind::FusedCompare { .. } | Kind::Harmless => {}
+            Kind::Read | Kind::Compare { .. } | Kind::FusedCompare { .. } => {}
+            Kind::Harmless | Kind::Spoilt => {}
         }
     }
 
@@ -247,6 +252,7 @@ impl Scenario {
                 }
             }
             Kind::FusedWrite(_) if status.code() == Status::ABORTED_FAILED_FUSED => return,
+            Kind::Spoilt => return,
             _ => {}
         }
         assert!(!compare_failed, "equal data compares unequal: {flight:?}");
@@ -255,6 +261,7 @@ impl Scenario {
     }
 
     fn read_zone(&mut self, slot: usize) {
+        self.world.get().set_paused(0, false);
         for _ in 0..50 {
             let read = self.host().read(NSID, Lba((slot * ZONE) as u64), ZONE as u32, BLOCK as u64);
             match read {
@@ -267,6 +274,11 @@ impl Scenario {
 
     /// Waits for everything in flight.
     fn settle(&mut self) {
+        if self.troubles.limits {
+            self.world.get().set_paused(0, false);
+            self.world.get().limit_namespace(NSID, None);
+            self.world.get().limit_controller(0, None);
+        }
         for _ in 0..20_000 {
             if self.flights.is_empty() {
                 return;

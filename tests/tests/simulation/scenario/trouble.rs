@@ -1,15 +1,20 @@
 //! What happens to a run besides its commands.
 
-use super::{Flight, Kind, SLOTS, Scenario, Troubles};
+use super::{Flight, Kind, NSID, SLOTS, Scenario, Troubles};
+use vireo_proto::handoff::Limits;
+use vireo_tests::random::Random;
 
 impl Scenario {
     pub(super) fn trouble(&mut self) {
-        let Troubles { resets, unmaps, deaths, disconnects, .. } = self.troubles;
+        let Troubles { resets, unmaps, deaths, disconnects, limits, .. } = self.troubles;
         match self.random.in_range(0..40) {
             0..3 if resets => self.reset(),
             3..9 if unmaps => self.unmap(),
             9 if deaths => self.kill_worker(),
             10 if disconnects => self.leave(),
+            11..20 if limits => self.limit(),
+            20..24 if limits => self.pause(),
+            24..28 if limits => self.world.get().set_paused(0, false),
             _ => {}
         }
     }
@@ -62,11 +67,58 @@ impl Scenario {
         assert!(bytes.iter().all(|&byte| byte == 0xA5), "memory was written after its unmap");
         let (memory, transport) = (&host.memory, &mut host.transport);
         transport.map(memory, part);
-        // Reads in flight to it have lost their data, whatever they report.
+        // Reads in flight to it have lost their data, whatever they report. Others may have waited all the time, and find
+        // something else there now.
         for flight in self.flights.values_mut().filter(|flight| flight.slot == slot) {
-            if let Kind::Read = flight.kind {
-                flight.kind = Kind::Harmless;
+            match &flight.kind {
+                Kind::Read => flight.kind = Kind::Harmless,
+                Kind::Write(stamps) | Kind::FusedWrite(stamps) => {
+                    self.model.may_have_written(flight.first, stamps);
+                    let found = u64::from_ne_bytes([0xA5; 8]);
+                    self.model.may_have_written(flight.first, &vec![found; flight.count]);
+                    flight.kind = Kind::Spoilt;
+                }
+                Kind::Compare { .. } | Kind::FusedCompare { .. } => flight.kind = Kind::Spoilt,
+                _ => {}
             }
+        }
+    }
+
+    /// Limits the namespace or the controller, or neither any more.
+    fn limit(&mut self) {
+        let rate = |random: &mut Random, from: u64, to: u64| match random.one_in(2) {
+            true => random.in_range(from..to),
+            false => 0,
+        };
+        let random = &mut self.random;
+        let limits = Limits {
+            iops: rate(random, 20, 2_000),
+            read_iops: rate(random, 20, 2_000),
+            write_iops: rate(random, 20, 2_000),
+            bandwidth: rate(random, 1 << 16, 1 << 22),
+            read_bandwidth: rate(random, 1 << 16, 1 << 22),
+            write_bandwidth: rate(random, 1 << 16, 1 << 22),
+        };
+        let limits = (!random.one_in(4)).then_some(limits);
+        let mut world = self.world.get();
+        match random.one_in(2) {
+            true => world.limit_namespace(NSID, limits.as_ref()),
+            false => world.limit_controller(0, limits.as_ref()),
+        }
+    }
+
+    /// Pauses the controller: once it is still, nothing more completes.
+    fn pause(&mut self) {
+        self.world.get().set_paused(0, true);
+        self.world.get().run_until("a paused controller is still", |world| {
+            world.function(0).is_still().then_some(())
+        });
+        self.take();
+        (0..100).for_each(|_| self.step());
+        let queues = self.host().queues.len();
+        for queue in 0..queues {
+            let late = self.host().poll(queue);
+            assert!(late.is_none(), "a paused controller completes {late:?}");
         }
     }
 
