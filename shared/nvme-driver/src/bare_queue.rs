@@ -295,7 +295,9 @@ impl BareQueue {
     /// [`Error`]; of [`Error::Gone`] nothing can be done but to connect anew.
     pub fn renew(&mut self) -> Result<(), Error> {
         let Home::Own { inner, generation, deleted: false } = &mut self.home else {
-            return Err(Error::Argument { what: "queues are made again by who has the controller" });
+            return Err(Error::Argument {
+                what: "queues are made again by who has the controller",
+            });
         };
         let present = inner.generation();
         if inner.is_gone() {
