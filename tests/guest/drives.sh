@@ -1,7 +1,8 @@
 #!/bin/bash
 # Runs in the test guest (tests/guest/run.sh --iommu) as its root, with Vireo's programs beside it: `vireo up` with the
-# guest's emulated NVMe drive as its block device, over VFIO, and `vireo perf` as the client of that. Data is verified
-# before and after the backend was killed; then the drive is taken away while it is used.
+# guest's emulated NVMe drive as its block device, over VFIO, and `vireo perf` as the client of that. The worker has a queue
+# pair of the drive. Data is verified before and after the worker and the backend were killed; then the drive is taken away
+# while it is used.
 set -euo pipefail
 cd /run/vireo
 work=/tmp/target
@@ -57,13 +58,29 @@ verify 'small blocks' --pattern randwrite --verify crc32c --depth 16 --time 2s
 verify 'large blocks' --pattern randrw --verify pattern --block-size 256KiB --depth 4 --time 2s
 if grep -q 'data goes through buffers' $work/log; then exit 1; fi
 
-backend() { pgrep -f 'vireo-backend.*--name b0'; }
-before=$(backend)
-kill -KILL "$before"
-another() { [ -n "$(backend)" ] && [ "$(backend)" != "$before" ]; }
-within 20 another
+leased() { timeout 30 ./vireo status --config $work/vireo.toml -o json | grep -q 'lease of nv0'; }
+(timeout 60 ./vireo perf "vfio-user:$work/run/vm0" --depth 8 --io-timeout 20s --time 8s >$work/leased 2>&1 || true) &
+load=$!
+within 8 leased || { echo 'the worker has no queue pair of the drive'; exit 1; }
+timeout 40 tail --pid=$load -f /dev/null
+
 served() { timeout 30 ./vireo status --config $work/vireo.toml >/dev/null; }
-within 60 served
+# successor NAME KIND: kills a process as a crash would, while it is used, and waits for another one.
+successor() {
+    local before now
+    (timeout 60 ./vireo perf "vfio-user:$work/run/vm0" --depth 8 --io-timeout 20s --time 4s >$work/killed 2>&1 || true) &
+    load=$!
+    sleep 2
+    before=$(pgrep -f "vireo-$2.*--name $1")
+    kill -KILL "$before"
+    another() { now=$(pgrep -f "vireo-$2.*--name $1") && [ "$now" != "$before" ]; }
+    within 20 another "$@"
+    timeout 60 tail --pid=$load -f /dev/null || { echo "a client hangs after $1 was killed"; exit 1; }
+    within 60 served
+}
+successor w0 worker
+verify 'after the worker was killed' --pattern randwrite --verify crc32c --depth 8 --time 2s
+successor b0 backend
 verify 'after the backend was killed' --pattern randwrite --verify crc32c --depth 8 --time 2s
 
 echo 'removed while it is used'

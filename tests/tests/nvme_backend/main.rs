@@ -1,5 +1,9 @@
 //! Targets whose block device is an NVMe drive: the controller of another target of ours, over vfio-user. The driver on
-//! top and the device below are those of drives under VFIO, too, which `guest/drives.rs` runs in a guest.
+//! top and the device below are those of drives under VFIO, too, which `guest/drives.sh` runs in a guest. Workers have
+//! queue pairs of the drive, unless a test says that they have none.
+
+mod lease;
+mod volumes;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -33,9 +37,20 @@ fn on_drive(endpoint: &Path, options: &str) -> String {
 
 /// A drive of 64 MiB of memory, and a target on it.
 fn two() -> (Target, Target) {
-    let drive = Target::start(&one_memory_namespace(&["drive"]));
-    let target = Target::start(&on_drive(&drive.endpoint("drive"), ""));
+    two_with("", "")
+}
+
+/// The same with more lines of the drive's endpoint and of the bdev on it.
+fn two_with(of_drive: &str, of_bdev: &str) -> (Target, Target) {
+    let drive = one_memory_namespace(&["drive"]) + of_drive;
+    let drive = Target::start(&drive);
+    let target = Target::start(&on_drive(&drive.endpoint("drive"), of_bdev));
     (drive, target)
+}
+
+/// Channels of a target that are leases.
+fn leases(target: &Target) -> usize {
+    target.status().to_string().matches("lease of").count()
 }
 
 /// A driver that has a target's namespace.
@@ -101,7 +116,29 @@ fn refused(result: Result<impl Sized, IoError>, wanted: Status) {
 #[test]
 fn data_goes_to_the_drive_and_back_without_a_copy() {
     let (drive, target) = two();
+    exchange(drive, target, 1);
+}
+
+#[test]
+fn the_same_goes_by_ring() {
+    let (drive, target) = two_with("", "channel = \"ring\"\n");
+    exchange(drive, target, 0);
+}
+
+/// The drive takes short commands: requests of the client's are many of them, some of which are under way at a time.
+#[test]
+fn long_requests_are_short_commands_of_the_drive() {
+    for (channel, wanted) in [("lease", 1), ("ring", 0)] {
+        let of_bdev = format!("channel = \"{channel}\"\n");
+        let (drive, target) = two_with("max_transfer = \"16KiB\"\n", &of_bdev);
+        exchange(drive, target, wanted);
+    }
+}
+
+#[track_caller]
+fn exchange(drive: Target, target: Target, wanted: usize) {
     let mut client = Client::connect(&target, "vm0");
+    assert_eq!(leases(&target), wanted);
     assert_eq!((client.namespace.blocks().0, client.namespace.block_size()), (BLOCKS, 512));
     let mut random = Random::new(1);
     for round in 0..40 {
@@ -166,8 +203,18 @@ fn many_requests_at_a_time_come_back_each_with_its_own_data() {
 
 #[test]
 fn every_operation_does_on_the_drive_what_it_says() {
-    let (_drive, target) = two();
-    let mut client = Client::connect(&target, "vm0");
+    for channel in ["lease", "ring"] {
+        let (_drive, target) = two_with("", &format!("channel = \"{channel}\"\n"));
+        every_operation(&target);
+        // Commands of the drive that are shorter than the requests.
+        let of_bdev = format!("channel = \"{channel}\"\n");
+        let (_drive, target) = two_with("max_transfer = \"32KiB\"\n", &of_bdev);
+        every_operation(&target);
+    }
+}
+
+fn every_operation(target: &Target) {
+    let mut client = Client::connect(target, "vm0");
     let mut random = Random::new(2);
     let data = random.bytes(1 << 20);
     client.write(0, 0, &data);
