@@ -1,9 +1,10 @@
 //! What a person types.
 
+pub use super::fault::FaultVerb;
+pub use super::limits::{LimitArguments, LimitVerb, PauseVerb};
+pub use super::trace::TraceVerb;
 use crate::perf::units::{parse_duration, parse_size};
 use clap::{Args, Subcommand, ValueEnum};
-pub use super::fault::FaultVerb;
-pub use super::trace::TraceVerb;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -306,8 +307,12 @@ pub enum NamespaceVerb {
         #[arg(long, default_value = "", hide_default_value = true)]
         nsid: String,
         #[command(flatten)]
+        limits: LimitArguments,
+        #[command(flatten)]
         change: Change,
     },
+    /// Limit what all controllers together do on one (`SUBSYSTEM/NSID`) in a second, while guests use it.
+    Limit(LimitVerb),
     /// Delete one (`SUBSYSTEM/NSID`); guests see it go.
     Delete(Deletion),
 }
@@ -324,6 +329,18 @@ pub enum ControllerVerb {
     },
     /// Make one, and listen for its client.
     Create(Box<NewController>),
+    /// Limit what one does in a second, while its guest runs.
+    Limit(LimitVerb),
+    /// Stop I/O of one, and wait until none is in flight; its guest waits.
+    Pause(PauseVerb),
+    /// Let one that is paused go on.
+    Resume {
+        /// Its name.
+        name: String,
+        /// Check everything, change nothing.
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Delete one.
     Delete {
         #[command(flatten)]
@@ -363,6 +380,8 @@ pub struct NewController {
     /// Largest transfer: a power of two from `8KiB` to `4MiB`.
     #[arg(long, value_parser = parse_size, default_value = "0", hide_default_value = true)]
     pub max_transfer: u64,
+    #[command(flatten)]
+    pub limits: LimitArguments,
     #[command(flatten)]
     pub change: Change,
 }

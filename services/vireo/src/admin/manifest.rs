@@ -14,13 +14,14 @@ use std::path::Path;
 use std::process::ExitCode;
 use vireo_api::v1::{
     Controller, CreateControllerRequest, CreateNamespaceRequest, CreateSubsystemRequest,
-    CreateVolumeRequest, Namespace, Origin, Subsystem, UpdateVolumeRequest, Volume,
+    CreateVolumeRequest, Namespace, Origin, Subsystem, UpdateControllerRequest,
+    UpdateNamespaceRequest, UpdateVolumeRequest, Volume,
 };
 
 /// Most bytes of a document.
 const MAX_DOCUMENT: u64 = 16 << 20;
 /// Fields that the manager fills in.
-const OUTPUT_ONLY: [&str; 9] = [
+const OUTPUT_ONLY: [&str; 10] = [
     "origin",
     "state",
     "state_message",
@@ -30,6 +31,7 @@ const OUTPUT_ONLY: [&str; 9] = [
     "capacity_bytes",
     "client",
     "nsid",
+    "pause_state",
 ];
 
 /// Resources of a document, in the order in which they can be made.
@@ -245,7 +247,7 @@ impl Applying<'_> {
         manifest: &Manifest,
     ) -> anyhow::Result<()> {
         if let Some(there) = there {
-            return same("Namespace", wanted, there);
+            return self.limit_namespace(wanted, there).await;
         }
         let Some((parent, nsid)) = name.split_once("/namespaces/") else {
             bail!("a namespace's name is subsystems/SUBSYSTEM/namespaces/NSID");
@@ -268,6 +270,58 @@ impl Applying<'_> {
         Ok(())
     }
 
+    /// Of a namespace that is there, limits can change.
+    async fn limit_namespace(
+        &mut self,
+        wanted: &Namespace,
+        there: &Namespace,
+    ) -> anyhow::Result<()> {
+        same("Namespace", &Namespace { limits: None, ..wanted.clone() }, there)?;
+        if wanted.limits.is_none_or(|limits| limits == there.limits.unwrap_or_default()) {
+            return Ok(());
+        }
+        let request = UpdateNamespaceRequest {
+            namespace: Some(Namespace {
+                name: there.name.clone(),
+                limits: wanted.limits,
+                etag: there.etag.clone(),
+                ..Namespace::default()
+            }),
+            update_mask: Some(limits()),
+            request_id: String::new(),
+            validate_only: self.dry_run,
+        };
+        answer(self.session.namespaces.update_namespace(request).await)?;
+        self.say("limited", "would be limited", &short_namespace(&there.name));
+        Ok(())
+    }
+
+    /// Of a controller that is there, limits can change.
+    async fn limit_controller(
+        &mut self,
+        wanted: &Controller,
+        there: &Controller,
+    ) -> anyhow::Result<()> {
+        same("Controller", &Controller { limits: None, ..wanted.clone() }, there)?;
+        if wanted.limits.is_none_or(|limits| limits == there.limits.unwrap_or_default()) {
+            return Ok(());
+        }
+        let request = UpdateControllerRequest {
+            controller: Some(Controller {
+                name: there.name.clone(),
+                limits: wanted.limits,
+                etag: there.etag.clone(),
+                ..Controller::default()
+            }),
+            update_mask: Some(limits()),
+            request_id: String::new(),
+            validate_only: self.dry_run,
+        };
+        answer(self.session.controllers.update_controller(request).await)?;
+        self.say("limited", "would be limited", &there.name);
+        Ok(())
+    }
+
     async fn controller(
         &mut self,
         wanted: &Controller,
@@ -275,7 +329,7 @@ impl Applying<'_> {
         manifest: &Manifest,
     ) -> anyhow::Result<()> {
         if let Some(there) = there {
-            return same("Controller", wanted, there);
+            return self.limit_controller(wanted, there).await;
         }
         let stands = !self.dry_run
             || !manifest.subsystems.iter().any(|subsystem| subsystem.name == wanted.subsystem);
@@ -291,6 +345,11 @@ impl Applying<'_> {
         self.say("created", "would be created", &wanted.name);
         Ok(())
     }
+}
+
+/// The mask of an update of limits.
+fn limits() -> prost_types::FieldMask {
+    prost_types::FieldMask { paths: vec!["limits".to_owned()] }
 }
 
 /// The last part of a name in this collection.

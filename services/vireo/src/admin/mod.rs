@@ -6,6 +6,7 @@
 mod arguments;
 mod fault;
 mod json;
+mod limits;
 mod manifest;
 mod run;
 mod session;
@@ -14,6 +15,6 @@ mod stats;
 mod trace;
 
 pub use arguments::AdminCommand;
-pub use run::run;
 pub(crate) use arguments::{Access, Format};
+pub use run::run;
 pub(crate) use session::Session;

@@ -6,7 +6,7 @@ use super::arguments::{
 };
 use super::session::{Session, full_name, namespace_name, refusal};
 use super::show::{self, Column};
-use super::{fault, json, manifest, stats, trace};
+use super::{fault, json, limits, manifest, stats, trace};
 use crate::text::print;
 use anyhow::Context;
 use prost::Message;
@@ -305,17 +305,19 @@ async fn namespaces(verb: NamespaceVerb, access: &Access) -> anyhow::Result<Exit
             let request = GetNamespaceRequest { name: namespace_name(&name) };
             answer(session.namespaces.get_namespace(request).await)?
         }
-        NamespaceVerb::Create { subsystem, volume, nsid, change } => {
+        NamespaceVerb::Create { subsystem, volume, nsid, limits, change } => {
+            let limits = limits.of_new();
             let volume = full_name("volumes", &volume);
             let request = CreateNamespaceRequest {
                 parent: full_name("subsystems", &subsystem),
                 namespace_id: nsid,
-                namespace: Some(Namespace { volume, ..Namespace::default() }),
+                namespace: Some(Namespace { volume, limits, ..Namespace::default() }),
                 request_id: change.request_id,
                 validate_only: change.dry_run,
             };
             answer(session.namespaces.create_namespace(request).await)?
         }
+        NamespaceVerb::Limit(verb) => limits::namespace(&mut session, verb).await?,
         NamespaceVerb::Delete(deletion) => {
             let name = namespace_name(&deletion.name);
             let request = DeleteNamespaceRequest {
@@ -345,6 +347,11 @@ async fn controllers(verb: ControllerVerb, access: &Access) -> anyhow::Result<Ex
         }
         ControllerVerb::Create(new) => {
             answer(session.controllers.create_controller(create_controller(*new)?).await)?
+        }
+        ControllerVerb::Limit(verb) => limits::controller(&mut session, verb).await?,
+        ControllerVerb::Pause(verb) => limits::pause(&mut session, verb).await?,
+        ControllerVerb::Resume { name, dry_run } => {
+            limits::resume(&mut session, &name, dry_run).await?
         }
         ControllerVerb::Delete { deletion, force } => {
             let name = full_name("controllers", &deletion.name);
@@ -379,6 +386,7 @@ fn create_controller(new: NewController) -> anyhow::Result<CreateControllerReque
         max_transfer_bytes: u32::try_from(new.max_transfer)
             .context("--max-transfer: at most 4MiB")?,
         vectors: new.vectors,
+        limits: new.limits.of_new(),
         ..Controller::default()
     };
     Ok(CreateControllerRequest {

@@ -55,6 +55,7 @@ pub(super) const NAMESPACE: &[Column] = &[
     ("namespace", Show::Made(|value| short_namespace(&text(&value["name"])))),
     ("volume", Show::Last("volume")),
     ("uuid", Show::Text("uuid")),
+    ("limits", Show::Made(limits)),
     ("of", Show::Word("origin")),
     ("state", Show::Word("state")),
     ("message", Show::Text("state_message")),
@@ -67,6 +68,8 @@ pub(super) const CONTROLLER: &[Column] = &[
     ("doorbells", Show::Word("doorbells")),
     ("queues", Show::Text("queues")),
     ("client", Show::Made(client)),
+    ("limits", Show::Made(limits)),
+    ("i/o", Show::Made(pause)),
     ("of", Show::Word("origin")),
     ("state", Show::Word("state")),
     ("message", Show::Text("state_message")),
@@ -203,6 +206,7 @@ pub(super) fn word(value: &str) -> String {
         "FAULT_OPERATION_",
         "FAULT_STATUS_",
         "ORIGIN_",
+        "PAUSE_STATE_",
         "STATE_",
     ];
     let rest = prefixes.iter().find_map(|prefix| value.strip_prefix(prefix)).unwrap_or(value);
@@ -255,6 +259,26 @@ fn effect(fault: &Value) -> String {
         [status, ..] if !status.is_empty() => word(&status),
         [_, delay, _] if !delay.is_empty() => format!("delay of {delay}"),
         [.., hang] => format!("hang of {hang}"),
+    }
+}
+
+/// `iops 5000, bandwidth 10 MiB`.
+fn limits(of: &Value) -> String {
+    let keys =
+        ["iops", "read_iops", "write_iops", "bandwidth", "read_bandwidth", "write_bandwidth"];
+    let shown = keys.into_iter().filter_map(|key| {
+        let limit: u64 = text(&of["limits"][key]).parse().ok()?;
+        let bytes = key.ends_with("bandwidth");
+        Some(format!("{key} {}", if bytes { show_size(limit as f64) } else { limit.to_string() }))
+    });
+    shown.collect::<Vec<_>>().join(", ")
+}
+
+/// Nothing for a controller that runs.
+fn pause(controller: &Value) -> String {
+    match word(&text(&controller["pause_state"])).as_str() {
+        "running" => String::new(),
+        other => other.to_owned(),
     }
 }
 
