@@ -12,7 +12,7 @@ pub(super) fn control() -> (Arc<Control>, Reactor<Monotonic, EventNotifier>) {
     let (reactor, end) = Reactor::new(Monotonic::default(), EventNotifier);
     let (name, runtime_dir) = ("w0".to_owned(), PathBuf::from("/nonexistent"));
     let kick = EventFd::create().unwrap();
-    (Control::new(ControlConfig { name, runtime_dir, end, kick }).unwrap(), reactor)
+    (Control::new(ControlConfig { name, runtime_dir, end, kick, faults: false }).unwrap(), reactor)
 }
 
 /// Attaches a controller to the control thread alone; its segment.
