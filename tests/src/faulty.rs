@@ -9,6 +9,7 @@ use bdev::channel::AnyChannel;
 use bdev::fault::{FaultChannel, Plan};
 use bdev::malloc::MallocChannel;
 use ipc::device_memory::DeviceMemory;
+use ipc::event::EventFd;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use service::config::{Config, Kind};
@@ -33,6 +34,7 @@ const STOP: std::time::Duration = std::time::Duration::from_secs(5);
 pub struct FaultyTarget {
     site: Site,
     processes: Vec<(Child, Log)>,
+    worker: Option<(Child, Log)>,
     stop: Option<oneshot::Sender<()>>,
     backend: Option<JoinHandle<()>>,
 }
@@ -45,27 +47,33 @@ impl FaultyTarget {
     /// If it is not ready within [`PATIENCE`], with all that its processes printed.
     #[track_caller]
     pub fn start(configuration: &str, bytes: u64, plan: Plan) -> Self {
+        let memory = Arc::new(DeviceMemory::create("faulty", bytes).expect("device memory"));
+        let owner = MallocChannel::owner(memory, false, Arc::default());
+        let faulty = AnyChannel::Fault(FaultChannel::new(AnyChannel::Malloc(owner), plan));
+        Self::start_with(configuration, |_| faulty)
+    }
+
+    /// The same with any device, which gets what wakes its backend.
+    ///
+    /// # Panics
+    /// As [`FaultyTarget::start`].
+    #[track_caller]
+    pub fn start_with(configuration: &str, device: impl FnOnce(EventFd) -> AnyChannel) -> Self {
         let site = Site::new(configuration);
         let (stop, backend, serve) = start_backend(&site);
-        let mut target =
-            Self { site, processes: Vec::new(), stop: Some(stop), backend: Some(backend) };
-        for (kind, name) in [("manager", "m0"), ("frontend", "f0"), ("worker", "w0")] {
-            let mut command = Command::new(program(&format!("vireo-{kind}")));
-            command.arg("--config").arg(target.site.file()).args(["--name", name]);
-            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-            let mut child = command.spawn().expect("spawn a service");
-            let log = Log::of(&mut child);
-            target.processes.push((child, log));
+        let (stop, backend) = (Some(stop), Some(backend));
+        let mut target = Self { site, processes: Vec::new(), worker: None, stop, backend };
+        for (kind, name) in [("manager", "m0"), ("frontend", "f0")] {
+            let process = target.spawn(kind, name);
+            target.processes.push(process);
         }
+        target.start_worker();
         let ready = within(PATIENCE, || {
             let output = target.site.vireo(&["status", "-o", "json"]);
             output.status.success().then_some(())
         });
         assert!(ready.is_some(), "not ready within {PATIENCE:?}:\n{}", target.log());
-        let memory = Arc::new(DeviceMemory::create("faulty", bytes).expect("device memory"));
-        let owner = MallocChannel::owner(memory, false, Arc::default());
-        let channel =
-            Box::new(AnyChannel::Fault(FaultChannel::new(AnyChannel::Malloc(owner), plan)));
+        let channel = Box::new(device(serve.kick().expect("an eventfd")));
         // Rings find their device by its key at each turn: from now on they find this one.
         let command = ServeCommand::AddDevice { device: FIRST_DEVICE, channel };
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("runtime");
@@ -78,14 +86,43 @@ impl FaultyTarget {
         self.site.run_dir().join(name)
     }
 
+    /// The socket of such an endpoint.
+    pub fn socket(&self, name: &str) -> std::path::PathBuf {
+        self.endpoint(name).join("cntrl")
+    }
+
+    /// Kills the worker as a crash would. Nobody starts it again.
+    pub fn kill_worker(&mut self) {
+        if let Some((mut child, log)) = self.worker.take() {
+            child.kill().expect("kill a process of our own");
+            child.wait().expect("wait for it");
+            eprintln!("--- what the killed worker printed ---\n{}---", log.text());
+        }
+    }
+
+    /// Starts a worker after [`FaultyTarget::kill_worker`].
+    pub fn start_worker(&mut self) {
+        self.worker = Some(self.spawn("worker", "w0"));
+    }
+
     /// What its processes printed so far.
     pub fn log(&self) -> String {
-        self.processes.iter().map(|(_, log)| log.text()).collect()
+        self.processes.iter().chain(&self.worker).map(|(_, log)| log.text()).collect()
+    }
+
+    fn spawn(&self, kind: &str, name: &str) -> (Child, Log) {
+        let mut command = Command::new(program(&format!("vireo-{kind}")));
+        command.arg("--config").arg(self.site.file()).args(["--name", name]);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("spawn a service");
+        let log = Log::of(&mut child);
+        (child, log)
     }
 }
 
 impl Drop for FaultyTarget {
     fn drop(&mut self) {
+        self.processes.extend(self.worker.take());
         for (child, _) in &self.processes {
             kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).ok();
         }

@@ -5,18 +5,16 @@ use nvme_spec::Iova;
 use nvme_spec::sgl::SglDescriptor;
 use zerocopy::IntoBytes;
 
-use super::memory::{Buffer, HostMemory, PAGE};
-
-/// Entries of a PRP list that fills its page.
-const LIST_ENTRIES: usize = (PAGE / 8) as usize;
+use super::memory::{Buffer, HostMemory};
 
 impl HostMemory {
     /// The command with PRPs for a buffer that is contiguous for the device; a list goes to fresh pages.
     #[track_caller]
     pub fn with_prps(&mut self, command: Command, data: Buffer) -> Command {
-        let first = PAGE - data.iova.0 % PAGE;
+        let size = self.page();
+        let first = size - data.iova.0 % size;
         let pages: Vec<Iova> = (data.iova.0 + first..data.iova.0 + data.len)
-            .step_by(PAGE as usize)
+            .step_by(size as usize)
             .map(Iova)
             .collect();
         self.with_pages(command, data.iova, &pages)
@@ -38,15 +36,23 @@ impl HostMemory {
     /// Writes a chained PRP list; where it begins.
     #[track_caller]
     pub fn prp_list(&mut self, pages: &[Iova]) -> Iova {
-        let page = self.allocate(PAGE).iova;
-        let own = if pages.len() > LIST_ENTRIES { LIST_ENTRIES - 1 } else { pages.len() };
+        self.prp_list_from(0, pages)
+    }
+
+    /// The same, its first entry `skipped` entries from the start of its page, so that it chains the sooner.
+    #[track_caller]
+    pub fn prp_list_from(&mut self, skipped: u64, pages: &[Iova]) -> Iova {
+        let size = self.page();
+        let list = Iova(self.allocate(size).iova.0 + 8 * skipped);
+        let room = (size / 8 - skipped) as usize;
+        let own = if pages.len() > room { room - 1 } else { pages.len() };
         let mut bytes: Vec<u8> =
             pages[..own].iter().flat_map(|page| page.0.to_le_bytes()).collect();
         if own < pages.len() {
             bytes.extend(self.prp_list(&pages[own..]).0.to_le_bytes());
         }
-        self.write(page, &bytes);
-        page
+        self.write(list, &bytes);
+        list
     }
 
     /// Writes an SGL segment; where it lies.

@@ -38,6 +38,7 @@ pub struct Driver<T> {
     pub events: Vec<Completion>,
     shadow: Option<Shadow>,
     next_cid: u16,
+    mps: u8,
 }
 
 /// Shadow doorbells and event indexes. NVMe Base 2.0c B.5.
@@ -70,7 +71,7 @@ impl<T: Transport> Driver<T> {
     pub fn new(transport: T, mut memory: HostMemory) -> Self {
         let admin = QueuePair::allocate(&mut memory, QueueId(0), ADMIN_ENTRIES, 0);
         let (queues, events) = (Vec::new(), Vec::new());
-        Self { transport, memory, admin, queues, events, shadow: None, next_cid: 0 }
+        Self { transport, memory, admin, queues, events, shadow: None, next_cid: 0, mps: 0 }
     }
 
     /// A register of 4 bytes.
@@ -112,6 +113,13 @@ impl<T: Transport> Driver<T> {
         Cc::new().with_iosqes(6).with_iocqes(4).with_css(CommandSetSelected::NVM)
     }
 
+    /// Has memory pages of 4096 << `mps` bytes from the next [`Driver::enable`] on.
+    pub fn use_pages(&mut self, mps: u8) {
+        self.mps = mps;
+        self.memory.set_page(PAGE << mps);
+        self.admin = QueuePair::allocate(&mut self.memory, QueueId(0), ADMIN_ENTRIES, 0);
+    }
+
     /// Disables the controller and waits for CSTS.RDY 0.
     #[track_caller]
     pub fn disable(&mut self) {
@@ -132,7 +140,7 @@ impl<T: Transport> Driver<T> {
         let base = |iova: Iova| AdminQueueBase::new().with_page(iova.0 / PAGE).into_bits();
         self.write64(offset::ASQ, base(self.admin.sq.iova));
         self.write64(offset::ACQ, base(self.admin.cq.iova));
-        self.write32(offset::CC, Self::cc().with_en(true).into_bits());
+        self.write32(offset::CC, Self::cc().with_mps(self.mps).with_en(true).into_bits());
         self.wait("CSTS.RDY 1", |host| host.csts().rdy().then_some(()));
     }
 
@@ -330,8 +338,8 @@ impl<T: Transport> Driver<T> {
     #[track_caller]
     pub fn use_shadow_doorbells(&mut self) {
         let shadow = Shadow {
-            doorbells: self.memory.allocate(PAGE),
-            event_indexes: self.memory.allocate(PAGE),
+            doorbells: self.memory.allocate(self.memory.page()),
+            event_indexes: self.memory.allocate(self.memory.page()),
         };
         self.memory.fill(shadow.doorbells, 0);
         self.memory.fill(shadow.event_indexes, 0);

@@ -8,7 +8,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::ftruncate;
 use nvme_spec::Iova;
 
-/// Bytes of a memory page as the driver sets it (CC.MPS 0).
+/// Bytes of a memory page unless a test wants others (CC.MPS 0).
 pub const PAGE: u64 = 4096;
 
 /// One memfd, mapped here, and offered to the device at an address of its own.
@@ -16,6 +16,7 @@ pub struct HostMemory {
     region: Arc<Region>,
     base: Iova,
     next: u64,
+    page: u64,
 }
 
 /// Memory at an address that the device knows.
@@ -30,10 +31,24 @@ pub struct Buffer {
 impl HostMemory {
     /// Fresh zeroed memory that the device is to see at `base`.
     pub fn new(base: Iova, bytes: u64) -> Self {
-        let fd = memfd(bytes);
+        Self::over(memfd(bytes), base, bytes)
+    }
+
+    /// The same over an object of the test's own.
+    pub fn over(fd: OwnedFd, base: Iova, bytes: u64) -> Self {
         let region =
-            Region::map(fd, bytes, &RegionPolicy::default()).expect("map a memfd of our own");
-        Self { region, base, next: 0 }
+            Region::map(fd, bytes, &RegionPolicy::default()).expect("map memory of our own");
+        Self { region, base, next: 0, page: PAGE }
+    }
+
+    /// Bytes of a memory page.
+    pub fn page(&self) -> u64 {
+        self.page
+    }
+
+    /// Memory pages are of so many bytes from now on.
+    pub fn set_page(&mut self, bytes: u64) {
+        self.page = bytes;
     }
 
     /// The descriptor, to be sent to the device.
@@ -67,8 +82,8 @@ impl HostMemory {
     /// If there is none left.
     #[track_caller]
     pub fn allocate(&mut self, bytes: u64) -> Buffer {
-        let start = self.next;
-        self.next += bytes.next_multiple_of(PAGE);
+        let start = self.next.next_multiple_of(self.page);
+        self.next = start + bytes.next_multiple_of(self.page);
         assert!(self.next <= self.len(), "the test uses more memory than it made");
         Buffer { iova: Iova(self.base.0 + start), len: bytes }
     }

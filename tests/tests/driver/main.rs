@@ -6,6 +6,8 @@ mod events;
 mod features;
 mod io;
 mod life;
+mod pages;
+mod queues;
 
 use std::time::Duration;
 

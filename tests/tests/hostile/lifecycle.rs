@@ -1,7 +1,11 @@
 //! States in which no driver does what is done here.
 
+use std::time::Duration;
+
+use nvme_spec::feature::FeatureId;
 use nvme_spec::register::{Cc, offset};
-use nvme_spec::{Lba, NvmOpcode};
+use nvme_spec::{Lba, Nsid, NvmOpcode};
+use vfio_user::pci::config::{COMMAND, COMMAND_BUS_MASTER, COMMAND_MEMORY};
 use vfio_user::region::RegionIndex;
 use vireo_tests::host::{Attach, Host, Transport, commands};
 
@@ -137,5 +141,50 @@ fn guest_memory_is_in_no_core_file() {
         assert!(smaps.contains("/memfd:vireo-test"), "{name} maps the memory of the test");
     }
     drop(host);
+    stage.end();
+}
+
+/// PCI Command register: memory space, and bus mastering or not.
+fn command(host: &mut Host, master: bool) {
+    let value = COMMAND_MEMORY | if master { COMMAND_BUS_MASTER } else { 0 };
+    let client = &mut host.transport.client;
+    client.region_write(RegionIndex::CONFIG, COMMAND as u64, &value.to_le_bytes()).unwrap();
+}
+
+#[test]
+fn without_bus_mastering_nothing_is_fetched_written_or_signalled() {
+    let stage = Stage::start();
+    for map_doorbells in [true, false] {
+        let mut host = stage.attach(&Attach { map_doorbells, ..Attach::default() });
+        host.enable();
+        host.create_queues(1, 64);
+        host.write(MEMORY, Lba(0), &[5; 4096], 512).unwrap();
+        host.await_interrupt(1);
+        // What is in flight when it is taken away ends before that is answered, or at least fetches nothing more.
+        command(&mut host, false);
+        let cq = host.queues[0].cq;
+        let before = host.memory.read(cq.iova, cq.len as usize);
+        let buffer = host.memory.allocate(4096);
+        host.memory.fill(buffer, 0xA5);
+        let read = commands::io(NvmOpcode::READ, MEMORY, Lba(0), 8);
+        let read = host.memory.with_prps(read, buffer);
+        let cid = host.submit(0, read);
+        let admin =
+            host.post_admin(commands::get_features(FeatureId::NUMBER_OF_QUEUES, Nsid::NONE));
+        std::thread::sleep(Duration::from_millis(200));
+        assert!(host.memory.read(buffer.iova, 4096) == [0xA5; 4096], "data without the right to");
+        assert!(host.memory.read(cq.iova, cq.len as usize) == before, "an entry likewise");
+        assert_eq!(host.transport.vector_of(1).drain().unwrap(), 0, "an interrupt likewise");
+        stage.neighbour_goes_on();
+        command(&mut host, true);
+        host.await_interrupt(1);
+        assert_eq!(host.next_completion(0).cid, cid);
+        assert!(host.memory.read(buffer.iova, 4096) == [5; 4096]);
+        host.await_admin(admin);
+        // Taken away for good, with commands in flight: the next client finds nothing of it.
+        host.submit(0, read);
+        command(&mut host, false);
+        drop(host);
+    }
     stage.end();
 }

@@ -3,20 +3,20 @@
 //!
 //! | class | end to end, here | closer to the code |
 //! |---|---|---|
-//! | double fetch | [`memory::a_list_that_changes_under_the_walk_hits_nothing_else`] | copies by type: `nvme`, `ipc` |
+//! | double fetch | [`memory::a_list_that_changes_under_the_walk_hits_nothing_else`], [`memory::a_command_that_changes_behind_the_doorbell_is_one_command_or_the_other`] | copies by type: `nvme`, `ipc` |
 //! | unbounded list, length out of bounds | [`commands::lists_without_end_are_refused`] | `nvme::sgl`, fuzz `walks` |
 //! | one guest stalls the others | [`commands::a_tail_past_the_queue_stops_that_queue_alone`] | simulation |
 //! | log or identify out of bounds | [`commands::logs_and_structures_end_where_they_end`] | `nvme::admin` |
 //! | integer overflow | [`commands::numbers_at_their_limits_are_refused`] | fuzz `commands` |
 //! | DMA into the device | [`memory::the_device_s_own_address_is_no_memory`] | `ipc::dma_table` |
 //! | use after teardown | [`lifecycle::clients_that_vanish_with_commands_in_flight_leave_nothing`] | simulation |
-//! | write to recycled memory | [`memory::an_unmap_waits_for_what_touches_it_and_for_nothing_else`] | simulation |
-//! | SIGBUS | [`memory::truncated_memory_fails_that_controller_alone`] | `ipc::sigbus` |
+//! | write to recycled memory | [`memory::an_unmap_waits_for_what_touches_it_and_for_nothing_else`], [`death`] | simulation |
+//! | SIGBUS | [`memory::truncated_memory_fails_that_controller_alone`], [`memory::memory_of_a_full_file_system_fails_that_controller_alone`] | `ipc::sigbus` |
 //! | blocking eventfd | [`interrupts::a_full_eventfd_that_blocks_fails_that_controller_alone`] | `ipc::watchdog` |
 //! | confused deputy | [`memory::access_follows_each_client_s_own_descriptor`] | `ipc::guest_memory` |
 //! | descriptor that blocks, address space | [`memory::files_and_giants_are_no_memory`] | `ipc::guest_memory` |
 //! | guest memory in core files | [`lifecycle::guest_memory_is_in_no_core_file`] | |
-//! | check by us, use by hardware | no hardware backend yet | |
+//! | check by us, use by hardware | `nvme_backend`: data goes to the drive without a copy, lists do not | `bdev::nvme`, `nvme_driver::prp` |
 //! | state confusion | [`lifecycle::doorbells_out_of_state_do_nothing`] | `nvme::controller` |
 //! | wrong address | [`commands::misaligned_pointers_are_refused`] | `nvme::prp` against a model |
 //! | desync, exhaustion by messages | [`messages`] | `vfio_user`, fuzz `frames` |
@@ -24,6 +24,7 @@
 //! | floods | [`commands::event_requests_are_bounded`], [`messages::mistakes_do_not_flood_the_log`] | |
 
 mod commands;
+mod death;
 mod interrupts;
 mod lifecycle;
 mod memory;

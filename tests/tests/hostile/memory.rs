@@ -1,21 +1,23 @@
 //! Memory that is not what it seems.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use nix::unistd::ftruncate;
-use nvme_spec::{Iova, Lba, NvmOpcode, Status};
+use nvme_spec::log_page::LogPageId;
+use nvme_spec::{Iova, Lba, Nsid, NvmOpcode, Status};
 use vfio_user::Errno;
 use vfio_user::client::ClientError;
 use vfio_user::region::RegionIndex;
 use vireo_tests::host::memory::{PAGE, memfd};
 use vireo_tests::host::vfio_user::read_write;
-use vireo_tests::host::{Buffer, HostMemory, commands};
+use vireo_tests::host::{Buffer, Host, HostMemory, commands};
 
 use crate::{MEMORY, SLOW, SLOW_MS, Stage};
 
@@ -276,6 +278,146 @@ fn thousands_of_mappings_are_kept_and_found() {
             "page {page}"
         );
     }
+    drop(host);
+    stage.end();
+}
+
+/// A file system of 64 KiB, for as long as this lives.
+struct SmallFileSystem {
+    holder: Child,
+}
+
+impl SmallFileSystem {
+    /// Mounts one where nobody else sees it; `None` where that is not allowed.
+    fn mount() -> Option<Self> {
+        let script = "mount -t tmpfs -o size=64k tmpfs /mnt && echo mounted && exec sleep 120";
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--mount", "sh", "-c", script]);
+        let mut holder = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().ok()?;
+        let mut line = String::new();
+        BufReader::new(holder.stdout.take()?).read_line(&mut line).ok()?;
+        let mounted = Self { holder };
+        (line == "mounted\n").then_some(mounted)
+    }
+
+    /// A file on it, of so many bytes that are not there yet.
+    fn file(&self, bytes: u64) -> Option<File> {
+        let path = format!("/proc/{}/root/mnt/memory", self.holder.id());
+        let mut options = File::options();
+        let file = options.read(true).write(true).create_new(true).open(path).ok()?;
+        file.set_len(bytes).ok()?;
+        Some(file)
+    }
+}
+
+impl Drop for SmallFileSystem {
+    fn drop(&mut self) {
+        self.holder.kill().ok();
+        self.holder.wait().ok();
+    }
+}
+
+#[test]
+fn memory_of_a_full_file_system_fails_that_controller_alone() {
+    let Some(small) = SmallFileSystem::mount() else {
+        return eprintln!("skipped: no file system can be mounted here (unshare, tmpfs)");
+    };
+    let Some(file) = small.file(1 << 20) else {
+        return eprintln!("skipped: the file system cannot be reached by way of /proc");
+    };
+    let stage = Stage::start();
+    let mut host = stage.host();
+    let iova = vfio_user::dma::Iova(0x90_0000_0000);
+    let map = Some((file.as_fd(), 0));
+    host.transport.client.dma_map(iova, 1 << 20, read_write(), map).unwrap();
+    // More pages than there are: one of them is not to be had.
+    let mut ended = 0;
+    for part in 0..8_u64 {
+        let at = Iova(iova.0 + part * (128 << 10));
+        let read = commands::io(NvmOpcode::READ, MEMORY, Lba(0), 256);
+        let pages: Vec<Iova> = (1..32).map(|page| Iova(at.0 + page * PAGE)).collect();
+        let list = host.memory.prp_list(&pages);
+        host.submit(0, read.with_prps(at, list));
+        let bound = Duration::from_secs(20);
+        let done = host.wait_for(bound, &mut |host| {
+            if host.csts().cfs() { Some(false) } else { host.poll(0).map(|_| true) }
+        });
+        match done.expect("a completion, or CSTS.CFS") {
+            true => ended += 1,
+            false => break,
+        }
+    }
+    assert!(ended < 8 && host.csts().cfs(), "memory that is not there was written");
+    stage.neighbour_goes_on();
+    drop(host);
+    stage.end();
+}
+
+/// Another thread of the guest changes a command behind the doorbell, again and again.
+fn flip(host: &Host, at: Iova, values: [u32; 2]) -> impl FnOnce() + use<> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&stop);
+    let fd = host.memory.fd().try_clone_to_owned().unwrap();
+    let (bytes, offset) = (host.memory.len(), (at.0 - host.memory.base().0) as usize);
+    let flipper = std::thread::spawn(move || {
+        let policy = ipc::guest_memory::RegionPolicy::default();
+        let region = ipc::guest_memory::Region::map(fd, bytes, &policy).unwrap();
+        while !told.load(Ordering::Relaxed) {
+            for value in values {
+                region.whole().store_u32(offset, value, Ordering::Relaxed);
+            }
+        }
+    });
+    move || {
+        stop.store(true, Ordering::Relaxed);
+        flipper.join().unwrap();
+    }
+}
+
+#[test]
+fn a_command_that_changes_behind_the_doorbell_is_one_command_or_the_other() {
+    let stage = Stage::start();
+    let mut host = stage.host();
+    let data = host.memory.allocate(PAGE);
+    let bystander = host.memory.allocate(16 * PAGE);
+    host.memory.fill(bystander, 0xA5);
+    let untouched = |host: &Host| {
+        let bytes = host.memory.read(bystander.iova, bystander.len as usize);
+        assert!(bytes.iter().all(|&byte| byte == 0xA5), "memory of no command was written");
+    };
+    // The longer one has no second page.
+    let either = |status: Status| {
+        let refused = [Status::DATA_TRANSFER_ERROR, Status::PRP_OFFSET_INVALID];
+        status.is_success() || refused.contains(&status.code())
+    };
+    // Entries of both queues are flipped in turn: 512 bytes or 128 KiB, into one page.
+    let length_at = |queue: Buffer, slot: u64| Iova(queue.iova.0 + slot * 64);
+    for slot in 0..8 {
+        let log = commands::get_log_page(LogPageId::ERROR_INFORMATION, Nsid::BROADCAST, 0, 512);
+        let long = commands::get_log_page(LogPageId::ERROR_INFORMATION, Nsid::BROADCAST, 0, 65_536);
+        let tail = (u64::from(host.admin.tail) + slot) % u64::from(host.admin.entries);
+        let at = Iova(length_at(host.admin.sq, tail).0 + 40);
+        let stop = flip(&host, at, [log.cdw10, long.cdw10]);
+        for _ in 0..host.admin.entries {
+            let status = host.admin(log.with_prps(data.iova, Iova(0))).status();
+            assert!(either(status), "{status}");
+        }
+        stop();
+        untouched(&host);
+    }
+    for slot in 0..8 {
+        let read = commands::io(NvmOpcode::READ, MEMORY, Lba(0), 1).with_prps(data.iova, Iova(0));
+        let long = commands::io(NvmOpcode::READ, MEMORY, Lba(0), 256);
+        let at = Iova(length_at(host.queues[0].sq, slot * 8).0 + 48);
+        let stop = flip(&host, at, [read.cdw12, long.cdw12]);
+        for _ in 0..2 * host.queues[0].entries {
+            let status = host.io(0, read).status();
+            assert!(either(status), "{status}");
+        }
+        stop();
+        untouched(&host);
+    }
+    stage.neighbour_goes_on();
     drop(host);
     stage.end();
 }
