@@ -20,7 +20,9 @@ from pydpu.proto.v1 import (
 )
 from pydpu.storage import NvmeController, NvmeNamespace, NvmeSubsystem
 
-VOLUME = "mallocVolumes/pydpu"
+# As long as an identifier may be.
+IDENTIFIER = "pydpu-" + 57 * "x"
+VOLUME = "mallocVolumes/" + IDENTIFIER
 BLOCK = 512
 BLOCKS = 32768
 # How long the frontend may take to see that a client has left.
@@ -73,7 +75,7 @@ def refused(code, text, call):
 def create(drive):
     volume = backend_malloc_pb2.MallocVolume(block_size=BLOCK, blocks_count=BLOCKS)
     request = backend_malloc_pb2.CreateMallocVolumeRequest(
-        malloc_volume=volume, malloc_volume_id="pydpu"
+        malloc_volume=volume, malloc_volume_id=IDENTIFIER
     )
     made = drive.volumes("malloc").CreateMallocVolume(request)
     assert made.name == VOLUME and made.blocks_count == BLOCKS, made

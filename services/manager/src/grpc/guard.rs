@@ -182,7 +182,8 @@ mod tests {
         for (package, service) in services {
             for method in &service.method {
                 let path = format!("/{package}.{}/{}", service.name(), method.name());
-                let changing = ["Create", "Update", "Delete", "Reset", "Reload", "Pause", "Resume", "Capture"];
+                let changing =
+                    ["Create", "Update", "Delete", "Reset", "Reload", "Pause", "Resume", "Capture"];
                 let changes = changing.iter().any(|verb| method.name().starts_with(verb))
                     || service.name() == "FaultService";
                 assert_eq!(needed(&path) == Role::Admin, changes, "{path}");
