@@ -129,6 +129,7 @@ pub async fn open_for(
             AnyChannel::Malloc(MallocChannel::lease(memory, false, number, ring).unwrap())
         }
         ChannelKind::Ring => AnyChannel::Ring(ring(&mut fds)),
+        ChannelKind::LeaseDrive => panic!("there is no drive"),
         ChannelKind::Unspecified => panic!("no kind"),
     };
     assert!(fds.next().is_none());

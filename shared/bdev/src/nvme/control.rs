@@ -327,7 +327,10 @@ impl Control {
                 self.follow_changes();
                 self.see_to_leases();
             }
-            None => self.reconnect(),
+            None => {
+                self.lessor.bury();
+                self.reconnect();
+            }
         }
     }
 
@@ -391,6 +394,8 @@ impl Control {
             if controller.is_alive() {
                 controller.shutdown().ok();
             }
+            drop(controller);
+            self.shared.let_go();
             self.lessor.end_all();
             self.tell(Told::Lost);
         }

@@ -162,7 +162,8 @@ impl Lessor {
         found
     }
 
-    fn bury(&mut self) {
+    /// Lets go of queue pairs that nobody can ring for any more.
+    pub fn bury(&mut self) {
         self.graves.retain(|lease| !(lease.is_obeyed() || is_dead(lease.holder)));
     }
 }

@@ -47,8 +47,7 @@ use std::time::Instant;
 pub use lease::{DriveLease, LeaseWatch, LeasedDrive};
 pub use lessor::LeaseOffer;
 
-/// Gets the lease that was asked for, or why there is none: [`ErrorKind::Gone`] if the drive is not there, others if it
-/// may be there and a ring serves as well. Says whether somebody took it.
+/// Gets the lease that was asked for, or why there is none. Says whether somebody took it.
 pub type LeaseAnswer = Box<dyn FnOnce(Result<LeaseOffer, Error>) -> bool + Send>;
 
 /// Commands that a drive has at a time, if it takes so many.

@@ -217,7 +217,7 @@ mod tests {
             let mut total = 0;
             for number in 0..parts.count() {
                 let range = parts.range(number);
-                prop_assert!(range.start == at && range.end > at && range.end % 512 == 0);
+                prop_assert!(range.start == at && range.end > at && range.end.is_multiple_of(512));
                 at = range.end;
                 total += commands(&drive, offset, range);
             }

@@ -65,6 +65,12 @@ impl Shared {
         Ok(controller)
     }
 
+    /// Lets go of a controller that was given up: what it holds keeps the kernel from removing a device.
+    pub fn let_go(&self) {
+        let gone = self.controller().take_if(|controller| !controller.is_alive());
+        drop(gone);
+    }
+
     /// Namespaces have changed.
     pub fn changed(&self) {
         self.changes.fetch_add(1, Ordering::Relaxed);
