@@ -105,8 +105,10 @@ pub enum Change {
     /// The channel of a namespace's row and generation.
     Channel(usize, u32, Box<AnyChannel>),
     /// The backend behind a channel that was opened for this row is gone; the channel by its
-    /// `crate::namespaces::address`. It may be in use no more.
+    /// `crate::namespaces::address`. It may be in use no more. What it has outstanding may be under way all the same.
     BackendGone(usize, usize),
+    /// Nothing is under way any more of what that channel had outstanding when its backend went: it ends now.
+    BackendEnded(usize, usize),
 }
 
 /// What is to be dropped elsewhere: unmapping and closing are system calls.
@@ -327,6 +329,7 @@ impl Controller {
                 garbage.channel = self.namespaces.install(row, generation, channel);
             }
             Change::BackendGone(row, channel) => self.backend_gone(row, channel),
+            Change::BackendEnded(row, channel) => self.backend_ended(row, channel),
         }
         self.garbage.push_back(garbage);
     }

@@ -31,6 +31,16 @@ pub struct Entry {
     pub unpublished: bool,
     /// The channel belongs to a block device that is no longer the namespace's: it goes when nothing is outstanding.
     pub retiring: bool,
+    /// The channel's backend is gone: it takes nothing more, and what it has outstanding ends when nothing of that is
+    /// under way ([`Namespaces::end`]).
+    lost: bool,
+}
+
+impl Entry {
+    /// Whether there is no channel to wait for that would come by itself.
+    pub fn is_closed(&self) -> bool {
+        self.channel.is_none() || self.lost
+    }
 }
 
 /// All namespaces of a controller, by row.
@@ -57,6 +67,7 @@ impl Namespaces {
             opening: false,
             unpublished: false,
             retiring: false,
+            lost: false,
         };
         Self {
             entries: (0..MAX_NAMESPACES).map(|_| none()).collect(),
@@ -165,7 +176,7 @@ impl Namespaces {
             entry.retiring = true;
             return entry.next.replace(channel);
         }
-        entry.retiring = false;
+        (entry.retiring, entry.lost) = (false, false);
         let old = entry.channel.replace(channel);
         if old.is_none() {
             self.open.push(row as u16);
@@ -173,19 +184,28 @@ impl Namespaces {
         old
     }
 
-    /// A row's channel is of no more use. Returns the generation to ask a new channel for, if none is there or asked
-    /// for.
+    /// A row's channel is of no more use; what it has outstanding stays so. Returns the generation to ask a new channel
+    /// for, if none is there or asked for.
     pub fn lose(&mut self, row: usize) -> Option<u32> {
         let entry = self.entries.get_mut(row)?;
         if let Some(channel) = entry.channel.as_deref_mut() {
-            set_gone(channel);
+            set_lost(channel);
         }
         entry.retiring = entry.channel.is_some();
+        entry.lost = entry.retiring;
         if entry.opening || entry.view.is_none() || entry.next.is_some() {
             return None;
         }
         entry.opening = true;
         Some(entry.generation)
+    }
+
+    /// What a lost channel ([`address`]) has outstanding ends with its next poll.
+    pub fn end(&mut self, row: usize, channel: usize) {
+        let held = self.entries.get_mut(row).and_then(|entry| entry.channel.as_deref_mut());
+        if let Some(held) = held.filter(|held| address(held) == channel) {
+            set_gone(held);
+        }
     }
 
     /// Whether `channel` ([`address`]) is the one in use in this row. One that waits to take its place is discarded,
@@ -231,7 +251,7 @@ impl Namespaces {
         if channel.outstanding() > 0 || !(entry.retiring || channel.is_gone()) {
             return None;
         }
-        entry.retiring = false;
+        (entry.retiring, entry.lost) = (false, false);
         let next = entry.next.take();
         if next.is_none() {
             self.open.retain(|&open| usize::from(open) != row);
@@ -246,7 +266,20 @@ pub fn address(channel: &AnyChannel) -> usize {
     std::ptr::from_ref(channel).addr()
 }
 
-/// The backend is dead: what its ring has outstanding ends.
+/// The backend is dead. What it has of a ring may still be under way; a lease of a drive knows what to wait for.
+fn set_lost(channel: &mut AnyChannel) {
+    match channel {
+        AnyChannel::Drive(drive) => drive.set_gone(),
+        AnyChannel::Fault(fault) => set_lost(fault.inner_mut()),
+        AnyChannel::Null(_)
+        | AnyChannel::Malloc(_)
+        | AnyChannel::Ring(_)
+        | AnyChannel::File(_)
+        | AnyChannel::Nvme(_) => {}
+    }
+}
+
+/// The backend is dead, and its requests have ended: what its ring has outstanding ends.
 fn set_gone(channel: &mut AnyChannel) {
     match channel {
         AnyChannel::Ring(ring) => ring.set_gone(),
@@ -323,6 +356,38 @@ mod tests {
         let address = address(&next);
         assert!(namespaces.install(0, 1, next).is_none());
         (namespaces, address)
+    }
+
+    #[test]
+    fn what_a_lost_channel_has_outstanding_ends_when_nothing_of_it_is_under_way() {
+        let segment = Segment::create("test", 1).unwrap();
+        let mut namespaces = Namespaces::new();
+        assert!(namespaces.load(0, row(&segment, 1, BYTES)).is_some());
+        let ring = bdev::ring::create_segment("test", 1, 4).unwrap();
+        let geometry = Geometry { size: BYTES, read_only: false };
+        let event = ipc::event::EventFd::create().unwrap();
+        let ring = bdev::ring::client::RingChannel::new(ring, event, geometry).unwrap();
+        let ring = Box::new(AnyChannel::Ring(ring));
+        let name = address(&ring);
+        assert!(namespaces.install(0, 1, ring).is_none());
+        occupy(&mut namespaces);
+        let poll = |namespaces: &mut Namespaces| {
+            let mut ended = Vec::new();
+            let channel = namespaces.get_mut(0).unwrap().channel.as_deref_mut().unwrap();
+            channel.poll(0, &mut |tag, outcome| ended.push((tag, outcome)));
+            ended
+        };
+        assert_eq!(namespaces.lose(0), Some(1), "another one is asked for");
+        assert!(namespaces.get(0).unwrap().is_closed() && poll(&mut namespaces).is_empty());
+        assert!(namespaces.take_finished(0).is_none());
+        // Its successor is there, and waits.
+        assert!(namespaces.install(0, 1, channel(BYTES)).is_none());
+        namespaces.end(0, name + 1);
+        assert!(poll(&mut namespaces).is_empty());
+        namespaces.end(0, name);
+        assert_eq!(poll(&mut namespaces), [(7, Err(bdev::request::ErrorKind::Gone))]);
+        assert!(namespaces.take_finished(0).is_some());
+        assert!(!namespaces.get(0).unwrap().is_closed());
     }
 
     #[test]

@@ -36,8 +36,10 @@ pub(super) struct Attached {
     pub channels: HashMap<usize, Opened>,
     /// Where in which trace each row's namespace was asked for, if its channel was asked for in that, too.
     pub asked_in: HashMap<usize, Context>,
-    /// Tasks that open channels, or watch over them.
+    /// Tasks that open channels.
     pub openers: JoinSet<()>,
+    /// Tasks that watch over the backends of open ones.
+    pub watchers: JoinSet<()>,
     shares: HashMap<String, Arc<Share>>,
 }
 
@@ -90,6 +92,7 @@ impl Attached {
                 .collect(),
             layout,
             openers: JoinSet::new(),
+            watchers: JoinSet::new(),
             shares: HashMap::new(),
         }
     }
@@ -107,6 +110,7 @@ impl Attached {
     /// Nothing is in flight any more: closes the channels, takes the memory back from the backends.
     pub async fn release(mut self, id: u128) {
         self.openers.shutdown().await;
+        self.watchers.shutdown().await;
         for opened in self.channels.into_values() {
             opened.close().await;
         }

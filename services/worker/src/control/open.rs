@@ -22,7 +22,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use telemetry::limit::Limit;
 use telemetry::spans::{self, Context};
-use vireo_proto::handoff::{ChannelGrant, ChannelKind, OpenChannel, reply, request};
+use vireo_proto::handoff::{AwaitDrained, ChannelGrant, ChannelKind, OpenChannel, reply, request};
 use vireo_proto::{Failure, id_to_bytes};
 
 /// First pause before another attempt; doubled up to [`MAX_PAUSE`].
@@ -58,7 +58,15 @@ pub(super) async fn open(control: Arc<Control>, wanted: Wanted) {
         let asked_in = control.first_of(&wanted);
         let attempt = attempt(&control, &wanted, &backend, &bdev);
         match spans::within(asked_in, attempt).await {
-            Ok(open) => return watch(&control, &wanted, &open).await,
+            Ok(open) => {
+                let task = watch(Arc::clone(&control), wanted, open, (backend, bdev));
+                // On its own: it goes on while the controller is let go of, which waits for what is in flight.
+                if let Some(attached) = control.controllers().get_mut(&wanted.id) {
+                    while attached.watchers.try_join_next().is_some() {}
+                    attached.watchers.spawn(task);
+                }
+                return;
+            }
             Err(failure) => {
                 static LIMIT: Limit = Limit::per_second(5);
                 if let Some(suppressed) = LIMIT.pass() {
@@ -244,8 +252,14 @@ fn ring(segment: OwnedFd, kick: OwnedFd, geometry: Geometry) -> Result<RingChann
     RingChannel::new(segment, kick, geometry).map_err(|error| Failure::internal(&error))
 }
 
-/// Waits until the backend is gone or has taken the lease back, then tells the poll thread, which asks for another channel.
-async fn watch(control: &Control, wanted: &Wanted, open: &Open) {
+/// Waits until the backend is gone or has taken the lease back, then tells the poll thread, which asks for another channel;
+/// and of a backend that is gone once more, when nothing of what the channel had outstanding is under way.
+async fn watch(
+    control: Arc<Control>,
+    wanted: Wanted,
+    open: Open,
+    (backend, bdev): (String, String),
+) {
     let Open { session, channel, number, lease } = open;
     let over = async {
         match lease {
@@ -260,7 +274,7 @@ async fn watch(control: &Control, wanted: &Wanted, open: &Open) {
     tokio::select! {
         () = session.closed() => {
             static LIMIT: Limit = Limit::per_second(5);
-            if names(control, wanted).is_some()
+            if names(&control, &wanted).is_some()
                 && let Some(suppressed) = LIMIT.pass()
             {
                 tracing::warn!(backend = session.peer(), suppressed, "backend gone");
@@ -271,13 +285,44 @@ async fn watch(control: &Control, wanted: &Wanted, open: &Open) {
     // A channel that was closed since is nobody's any more, and its address may be another's.
     let ours = |opened: &Opened| match session.is_closed() {
         true => opened.session.is_closed(),
-        false => opened.channel_id == *number,
+        false => opened.channel_id == number,
     };
     let open = control
         .controllers()
         .get(&wanted.id)
-        .is_some_and(|attached| attached.channels.get(channel).is_some_and(ours));
+        .is_some_and(|attached| attached.channels.get(&channel).is_some_and(ours));
     if open {
-        control.change(wanted.id, Change::BackendGone(wanted.row, *channel)).await.ok();
+        control.change(wanted.id, Change::BackendGone(wanted.row, channel)).await.ok();
+    }
+    if open && session.is_closed() {
+        ended(&control, wanted.id, &session, &backend, bdev).await;
+        control.change(wanted.id, Change::BackendEnded(wanted.row, channel)).await.ok();
+    }
+}
+
+/// Waits until nothing is under way of what came over a closed connection to a backend: a process that lives closes its
+/// end of it then, and the successor of a dead one has its devices when the kernel has let go of them.
+async fn ended(control: &Control, id: u128, session: &Session, backend: &str, bdev: String) {
+    session.gone().await;
+    let (controller_id, worker) = (id_to_bytes(id), String::new());
+    let asked = AwaitDrained { controller_id, worker, bdevs: vec![bdev] };
+    let mut pause = MIN_PAUSE;
+    loop {
+        let answer = async {
+            let session = control.backend(backend).session(PATIENCE).await?;
+            session.tell(request::Body::AwaitDrained(asked.clone()), &[]).await
+        };
+        match answer.await {
+            Ok(_) => return,
+            Err(error) => {
+                static LIMIT: Limit = Limit::per_second(1);
+                if let Some(suppressed) = LIMIT.pass() {
+                    let error = error.line();
+                    tracing::warn!(backend, error, suppressed, "requests may still be under way");
+                }
+            }
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(MAX_PAUSE);
     }
 }

@@ -1,6 +1,7 @@
 //! Channels: what waits for one, what one completed, and what becomes of one whose backend is gone. On the hot path.
 
 use super::{Controller, Request};
+use crate::namespaces::Entry;
 use crate::slots::{Flight, Kind};
 use bdev::channel::Channel;
 use bdev::request::Outcome;
@@ -40,7 +41,7 @@ impl Controller {
         let flight = *self.slots.flight(slot);
         let Flight { sqid, cid, .. } = flight;
         let row = usize::from(flight.namespace);
-        let closed = self.namespaces.get(row).is_none_or(|entry| entry.channel.is_none());
+        let closed = self.namespaces.get(row).is_none_or(Entry::is_closed);
         if closed && now.saturating_sub(flight.since) > CHANNEL_WAIT {
             self.release_parts(slot);
             self.finish(slot, sqid, cid, Status::INTERNAL_PATH_ERROR, 0);
@@ -163,6 +164,13 @@ impl Controller {
                 self.await_acknowledgement();
             }
         }
+    }
+
+    /// What that backend had under way has ended.
+    #[cold]
+    pub(super) fn backend_ended(&mut self, row: usize, channel: usize) {
+        self.namespaces.end(row, channel);
+        self.await_acknowledgement();
     }
 
     pub(super) fn ask_for_channel(&mut self, row: usize, generation: Option<u32>) {
