@@ -233,6 +233,17 @@ fn it_outlives_the_manager_and_gives_the_terminal_back_when_it_is_killed() {
 }
 
 #[test]
+fn it_ends_with_its_terminal() {
+    let target = start();
+    let _load = Load::on(&target, "vm0");
+    let terminal = Terminal::start(80, 24);
+    terminal.top(&target);
+    let child = terminal.child().expect("it runs");
+    terminal.tmux(&["kill-server"]);
+    until("it has ended", || kill(child, None).is_err());
+}
+
+#[test]
 fn one_reading_is_for_programs_and_for_pipes() {
     let target = start();
     let _load = Load::on(&target, "vm0");

@@ -99,7 +99,7 @@ pub struct Access {
 pub enum Format {
     /// For a person.
     Table,
-    /// The messages of the API, in protobuf's JSON.
+    /// For programs; answers of the API as protobuf has them in JSON.
     Json,
     /// The same as YAML.
     Yaml,

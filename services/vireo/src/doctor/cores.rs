@@ -42,7 +42,7 @@ pub fn check(machine: &Machine, config: Option<&Config>) -> Vec<Finding> {
         };
         findings.push(Finding::ok("cores", found));
     }
-    findings.extend(isolation(machine, config));
+    findings.extend(isolation(machine, config, &online));
     findings
 }
 
@@ -53,7 +53,7 @@ fn core(worker: &Worker, online: &BTreeSet<u32>, allowed: &BTreeSet<u32>) -> Opt
         return Some(Finding::problem(
             check,
             format!("core {core} is not online; {} are", format_cores(online)),
-            format!("core = one of these in [[worker]] {}", worker.name),
+            format!("set core of [[worker]] {} to one of these", worker.name),
         ));
     }
     (!allowed.contains(&core)).then(|| {
@@ -94,9 +94,10 @@ fn shared(machine: &Machine, config: &Config) -> Vec<Finding> {
 }
 
 /// Nothing that has to be, but what latency asks for.
-fn isolation(machine: &Machine, config: &Config) -> Option<Finding> {
+fn isolation(machine: &Machine, config: &Config, online: &BTreeSet<u32>) -> Option<Finding> {
     let isolated = machine.cores(format!("{CPUS}/isolated")).unwrap_or_default();
-    let pinned: BTreeSet<u32> = config.workers.iter().filter_map(|worker| worker.core).collect();
+    let cores = config.workers.iter().filter_map(|worker| worker.core);
+    let pinned: BTreeSet<u32> = cores.filter(|core| online.contains(core)).collect();
     if pinned.is_empty() {
         return None;
     }

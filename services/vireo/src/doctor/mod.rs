@@ -1,7 +1,7 @@
 //! `vireo doctor`: looks at a machine, and at a configuration on it, and says what stands in the way and what to do about
 //! it.
 //!
-//! Each module looks at one side of it and gives [`finding`]s; [`machine`] is what they look at. It changes nothing, talks
+//! Each module looks at one side of it and gives `finding`s; `machine` is what they look at. It changes nothing, talks
 //! to nobody's guest, and ends in bounded time: what takes too long is a finding, too.
 
 mod cores;

@@ -50,7 +50,10 @@ pub fn check(
     let manager = services.iter().find(|(kind, _, _)| *kind == Kind::Manager);
     if let Some((kind, name, At::Listener)) = manager {
         match answer(&machine.path(config.socket(*kind, name))) {
-            Some(status) => findings.extend(told(&status)),
+            Some(status) => {
+                let more = told(&status, &findings);
+                findings.extend(more);
+            }
             None => findings.push(Finding::problem(
                 format!("manager {name}"),
                 "listens, but does not answer",
@@ -88,23 +91,25 @@ fn absent(machine: &Machine, check: &str, at: At, others: bool) -> Finding {
     }
 }
 
-/// What the manager says of all processes.
-fn told(status: &HostStatus) -> Vec<Finding> {
+/// What the manager says of all processes, but for those of which there is a finding already.
+fn told(status: &HostStatus, known: &[Finding]) -> Vec<Finding> {
+    let remedy = "vireo status shows all; its log tells more";
+    let name = |process: &ProcessStatus| format!("{} {}", process.kind, process.name);
+    let is_known = |name: &str| known.iter().any(|finding| finding.check == name);
     let mut findings = Vec::new();
-    let is_wrong = |process: &&ProcessStatus| !process.ready;
-    for process in status.processes.iter().filter(is_wrong) {
-        findings.push(Finding::problem(
-            format!("{} {}", process.kind, process.name),
-            if process.message.is_empty() { "is not ready" } else { process.message.as_str() },
-            "vireo status shows all; its log tells more",
-        ));
+    // The manager is not ready because of the others; what it misses follows.
+    let others = status.processes.iter().filter(|p| p.kind != Kind::Manager.as_str());
+    for process in others.filter(|process| !process.ready && !is_known(&name(process))) {
+        let message = process.message.as_str();
+        let found = if message.is_empty() { "is not ready" } else { message };
+        findings.push(Finding::problem(name(process), found, remedy));
     }
     for failure in &status.failures {
         let of_process = |process: &ProcessStatus| {
-            failure.starts_with(&format!("{} {}: ", process.kind, process.name))
+            !process.ready && failure.starts_with(&format!("{}: ", name(process)))
         };
-        if !status.processes.iter().any(|process| !process.ready && of_process(process)) {
-            findings.push(Finding::problem("not served", failure, "vireo status shows all"));
+        if !status.processes.iter().any(of_process) {
+            findings.push(Finding::problem("not served", failure, remedy));
         }
     }
     if status.ready {

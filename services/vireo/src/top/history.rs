@@ -281,7 +281,7 @@ impl History {
 }
 
 /// By their names; the last of equal ones.
-fn by_name<'a, T>(all: Option<&'a [T]>, name: fn(&T) -> &String) -> BTreeMap<&'a str, &'a T> {
+fn by_name<T>(all: Option<&[T]>, name: fn(&T) -> &String) -> BTreeMap<&str, &T> {
     let all = all.unwrap_or_default().iter();
     all.map(|one| (name(one).as_str(), one)).collect()
 }

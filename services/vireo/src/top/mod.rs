@@ -1,8 +1,8 @@
 //! `vireo top`: what workers, controllers, queues and namespaces do at the moment, in the manner of `top` and `spdk_top`.
 //!
-//! [`source`] asks the manager in a thread of its own; [`sample`] is what it told, [`history`] makes [`figures`] of it; the
-//! [`model`] is what a person chose to see of them, as rows ([`table`]), which [`render`] draws and [`terminal`] brings to
-//! the screen. [`batch`] prints them once.
+//! `source` asks the manager in a thread of its own; `sample` is what it told, `history` makes `figures` of it; the
+//! `model` is what a person chose to see of them, as rows (`table`), which `render` draws and `terminal` brings to
+//! the screen. `batch` prints them once.
 //!
 //! It changes nothing: a target does not notice it but for a reading of its counters.
 

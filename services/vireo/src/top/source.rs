@@ -4,7 +4,9 @@
 use super::sample::{ControllerPlace, Inventory, NamespacePlace, Sample, WorkerPlace, line};
 use crate::admin::{Access, Session};
 use anyhow::Context;
+use service::start::EXIT_FAILURE;
 use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tonic::Status;
@@ -18,6 +20,8 @@ const RETRY: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(8);
 /// What there is changes rarely, and asking costs a question to each process.
 const INVENTORY: Duration = Duration::from_secs(2);
+/// How long the terminal may take to be given back after a signal.
+const ENDING: Duration = Duration::from_secs(2);
 /// Most bytes of an answer: of some thousand controllers with all their queues.
 const MAX_ANSWER: usize = 64 << 20;
 /// Most pages of a list that are read.
@@ -91,9 +95,8 @@ impl Source {
     }
 }
 
-/// Ends, having told so, when a signal ends this process: the terminal has to be given back first.
+/// Tells when a signal ends this process: the terminal has to be given back first. Ends it if nobody listens.
 async fn stopped(give: &mpsc::Sender<Update>) {
-    use tokio::signal::unix::{SignalKind, signal};
     let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()];
     let [Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)] = kinds.map(signal) else {
         return std::future::pending().await;
@@ -103,7 +106,12 @@ async fn stopped(give: &mpsc::Sender<Update>) {
         _ = interrupt.recv() => {}
         _ = hangup.recv() => {}
     }
-    give.send(Update::Stop).await.ok();
+    // The receiver may be in the middle of something that does not end, with a terminal that is gone.
+    timeout(ENDING, give.send(Update::Stop)).await.ok();
+    if timeout(ENDING, give.closed()).await.is_err() {
+        ratatui::restore();
+        std::process::exit(EXIT_FAILURE.into());
+    }
 }
 
 /// Asks until nobody listens any more.

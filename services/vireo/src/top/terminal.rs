@@ -5,13 +5,16 @@ use super::model::{Effect, Model};
 use super::render::draw;
 use super::source::{Source, Update};
 use super::trend::Glyphs;
-use anyhow::Context;
+use anyhow::{Context, bail};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, poll};
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyEventKind};
+use std::os::fd::AsFd;
 use std::time::Duration;
 
-/// Longest wait for a key: how late news are drawn.
-const TICK: Duration = Duration::from_millis(50);
+/// Longest wait for a key, in milliseconds: how late news are drawn.
+const TICK: u8 = 50;
 /// Most updates and keys before the next drawing.
 const BATCH: usize = 64;
 
@@ -64,12 +67,11 @@ pub fn run(model: &mut Model, source: &mut Source) -> anyhow::Result<()> {
             taken.terminal.draw(|frame| draw(frame, model, glyphs)).context("draw")?;
             changed = false;
         }
-        let mut wait = TICK;
+        wait_for_input()?;
         for _ in 0..BATCH {
-            if !event::poll(wait).context("read the keyboard")? {
+            if !event::poll(Duration::ZERO).context("read the keyboard")? {
                 break;
             }
-            wait = Duration::ZERO;
             changed = true;
             match event::read().context("read the keyboard")? {
                 Event::Key(key) if key.kind != KeyEventKind::Release => match model.key(key) {
@@ -83,6 +85,27 @@ pub fn run(model: &mut Model, source: &mut Source) -> anyhow::Result<()> {
             }
         }
     }
+}
+
+/// Waits until there is something to read, or a tick. The library would read the end of a terminal that is gone for ever, so
+/// that it is asked only about one that is there.
+fn wait_for_input() -> anyhow::Result<()> {
+    let stdout = std::io::stdout();
+    let mut terminal = [PollFd::new(stdout.as_fd(), PollFlags::POLLIN)];
+    let mut wait = TICK;
+    loop {
+        match poll(&mut terminal, wait) {
+            Ok(_) => break,
+            // A signal tells nothing of the terminal; it is asked once more, without waiting.
+            Err(Errno::EINTR) => wait = 0,
+            Err(error) => return Err(error).context("wait for the keyboard"),
+        }
+    }
+    let gone = PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL;
+    if terminal[0].revents().is_some_and(|events| events.intersects(gone)) {
+        bail!("the terminal is gone");
+    }
+    Ok(())
 }
 
 /// What the terminal can show, as the locale says.

@@ -39,7 +39,17 @@ fn sockets_tell_who_runs_and_who_died() {
 
     // The worker dies.
     drop(open.remove(1));
-    let finding = only(look(well));
+    let missing = || {
+        let process = ProcessStatus {
+            kind: "worker".into(),
+            name: "w0".into(),
+            message: "is not there".into(),
+            ..ProcessStatus::default()
+        };
+        let failures = vec!["worker w0: is not there".to_owned()];
+        Some(HostStatus { ready: false, failures, processes: vec![process] })
+    };
+    let finding = only(look(missing));
     says(&finding, Level::Problem, "is dead");
     assert_eq!(finding.check, "worker w0");
     fs::remove_file(fake.root.path().join("run/x/worker-w0.sock")).unwrap();
@@ -67,7 +77,12 @@ fn what_the_manager_misses_is_told_once() {
             ..ProcessStatus::default()
         };
         let failures = vec!["worker w0: hangs".to_owned(), "bdev disk: no such file".to_owned()];
-        Some(HostStatus { ready: false, failures, processes: vec![process] })
+        let manager = ProcessStatus {
+            kind: "manager".into(),
+            message: "worker w0: hangs".into(),
+            ..ProcessStatus::default()
+        };
+        Some(HostStatus { ready: false, failures, processes: vec![process, manager] })
     });
     let wrong: Vec<&Finding> = found.iter().filter(|f| f.level == Level::Problem).collect();
     assert_eq!(wrong.len(), 2, "{wrong:?}");
