@@ -143,7 +143,11 @@ fn clearing_bus_mastering_waits_for_what_a_worker_has_in_flight() {
             guest.enable();
             let command = |guest: &mut Guest, value: u16| {
                 let config = RegionIndex::CONFIG.0;
-                let [at, place, count] = [4_u64.to_le_bytes().to_vec(), config.to_le_bytes().to_vec(), 2_u32.to_le_bytes().to_vec()];
+                let [at, place, count] = [
+                    4_u64.to_le_bytes().to_vec(),
+                    config.to_le_bytes().to_vec(),
+                    2_u32.to_le_bytes().to_vec(),
+                ];
                 let body = [at, place, count, value.to_le_bytes().to_vec()].concat();
                 guest.client.post(vfio_user::Command::REGION_WRITE, &body, &[]).unwrap()
             };
