@@ -171,8 +171,7 @@ impl Namespaces {
         let Some(entry) = self.entries.get_mut(row).filter(wanted) else { return Some(channel) };
         entry.opening = false;
         self.copies |= channel.copies();
-        if let Some(old) = entry.channel.as_mut().filter(|old| old.outstanding() > 0) {
-            set_succeeded(old);
+        if entry.channel.as_ref().is_some_and(|old| old.outstanding() > 0) {
             entry.retiring = true;
             return entry.next.replace(channel);
         }
@@ -269,7 +268,7 @@ pub fn address(channel: &AnyChannel) -> usize {
 /// The backend is dead. What it has of a ring may still be under way; a lease of a drive knows what to wait for.
 fn set_lost(channel: &mut AnyChannel) {
     match channel {
-        AnyChannel::Drive(drive) => drive.set_gone(),
+        AnyChannel::Drive(drive) => drive.set_lost(),
         AnyChannel::Fault(fault) => set_lost(fault.inner_mut()),
         AnyChannel::Null(_)
         | AnyChannel::Malloc(_)
@@ -291,19 +290,6 @@ fn set_gone(channel: &mut AnyChannel) {
         AnyChannel::Drive(drive) => drive.set_gone(),
         AnyChannel::Fault(fault) => set_gone(fault.inner_mut()),
         AnyChannel::Null(_) | AnyChannel::File(_) | AnyChannel::Nvme(_) => {}
-    }
-}
-
-/// There is another channel to the same device: a lease that is gone need not wait for the drive any more.
-fn set_succeeded(channel: &mut AnyChannel) {
-    match channel {
-        AnyChannel::Drive(drive) => drive.set_succeeded(),
-        AnyChannel::Fault(fault) => set_succeeded(fault.inner_mut()),
-        AnyChannel::Null(_)
-        | AnyChannel::Malloc(_)
-        | AnyChannel::Ring(_)
-        | AnyChannel::File(_)
-        | AnyChannel::Nvme(_) => {}
     }
 }
 

@@ -7,7 +7,8 @@
 //! pairs, writes while one runs, and requests whose memory the drive is not yet known to reach.
 //!
 //! When the backend dies, the drive goes on with what it has until a successor resets it. So requests do not end then,
-//! but when the drive completes them, when there is a channel to the successor, or after [`LINGER`].
+//! but when the drive completes them, or when a successor has the drive. The queue pair is let go of after [`LINGER`]: the
+//! kernel keeps a device from the successor as long as its doorbells are mapped.
 
 #[cfg(test)]
 mod tests;
@@ -29,8 +30,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-/// Nanoseconds that requests of a lease whose backend is dead may take: longer than a drive that works does, and shorter
-/// than a successor waits for the drive to be let go of.
+/// Nanoseconds that a queue pair whose backend is dead is looked at: longer than a drive that works takes, and shorter than
+/// a successor waits for the drive to be let go of.
 const LINGER: u64 = 2_000_000_000;
 /// Nanoseconds between two looks at a queue pair that was taken away.
 const LOOK: u64 = 1_000_000;
@@ -139,20 +140,19 @@ impl LeasedDrive {
         LeaseWatch(Arc::clone(&self.segment))
     }
 
-    /// The backend is dead. Requests on the ring end with [`ErrorKind::Gone`]; those on the queue pair get some time.
-    pub fn set_gone(&mut self) {
-        self.ring.set_gone();
+    /// The backend is dead, or has taken the lease back: nothing more is taken, and what is outstanding may still be under
+    /// way.
+    pub fn set_lost(&mut self) {
         if self.backend == Backend::Alive {
             self.backend = Backend::Dead(None);
         }
     }
 
-    /// There is another channel to the same device: whoever granted it has made sure that the drive does nothing any more
-    /// of a lease that is gone.
-    pub fn set_succeeded(&mut self) {
-        if self.is_gone() {
-            self.backend = Backend::Succeeded;
-        }
+    /// The backend is dead, and nothing of what it or its drive had is under way: everything ends with
+    /// [`ErrorKind::Gone`].
+    pub fn set_gone(&mut self) {
+        self.ring.set_gone();
+        self.backend = Backend::Succeeded;
     }
 
     /// Does what the lender's word says.
@@ -263,19 +263,29 @@ impl LeasedDrive {
 
     #[cold]
     fn linger(&mut self, complete: &mut impl FnMut(u32, Outcome)) -> usize {
-        let over = match &mut self.backend {
-            Backend::Alive => false,
-            Backend::Dead(since) => {
-                self.now.saturating_sub(*since.get_or_insert(self.now)) >= LINGER
-            }
-            Backend::Succeeded => true,
+        let mut ended = 0;
+        let mut count = |tag, outcome| {
+            ended += 1;
+            complete(tag, outcome);
         };
-        if !over || self.engine.is_lost() {
-            return 0;
+        match &mut self.backend {
+            Backend::Alive => return 0,
+            Backend::Dead(since) => {
+                let since = *since.get_or_insert(self.now);
+                let held = self.engine.queue().is_some() || self.stopped.is_some();
+                if !held || self.now.saturating_sub(since) < LINGER {
+                    return 0;
+                }
+                self.engine.renew(&mut count);
+            }
+            Backend::Succeeded if self.engine.is_lost() => return 0,
+            Backend::Succeeded => {
+                self.engine.lose(&mut count);
+            }
         }
-        self.stopped = None;
-        let ended = self.engine.lose(complete);
         self.run_errands();
+        // Nobody makes it again.
+        self.stopped = None;
         ended
     }
 }

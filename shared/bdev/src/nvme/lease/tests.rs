@@ -391,30 +391,36 @@ fn a_lease_that_is_over_ends_everything() {
 }
 
 #[test]
-fn requests_of_a_dead_backend_end_when_the_drive_is_done_or_there_is_a_successor_or_not_at_all() {
+fn requests_of_a_dead_backend_end_when_the_drive_is_done_or_there_is_a_successor() {
     let ranges = [range(0, 512)];
     let read = |tag| request(Op::Read, 0, 512, &ranges, tag);
-    for (way, wanted) in [("done", Ok(())), ("succeeded", Err(ErrorKind::Gone))] {
+    for (way, wanted) in [("done", Ok(())), ("gone", Err(ErrorKind::Gone))] {
         let (mut world, mut lease) = world();
         place(&world, GUEST_IOVA);
         assert_eq!(lease.submit(&read(1), &world.table, 1), Submitted::Pending);
         lease.publish();
-        lease.set_gone();
+        lease.set_lost();
         assert_eq!(poll(&mut lease, 2), []);
         assert_eq!(poll(&mut lease, 1 + LINGER), []);
         assert_eq!(lease.submit(&read(2), &world.table, 3), Submitted::Done(Err(ErrorKind::Gone)));
         match way {
             "done" => assert_eq!(world.run_all(), 1),
-            _ => lease.set_succeeded(),
+            _ => lease.set_gone(),
         }
         assert_eq!(poll(&mut lease, 1 + LINGER), [(1, wanted)], "{way}");
     }
     let (world, mut lease) = world();
     place(&world, GUEST_IOVA);
     assert_eq!(lease.submit(&read(1), &world.table, 1), Submitted::Pending);
-    lease.set_gone();
+    lease.set_lost();
+    let held = Arc::strong_count(&world.guest);
     assert_eq!(poll(&mut lease, 2), []);
-    assert_eq!(poll(&mut lease, 2 + LINGER), [(1, Err(ErrorKind::Gone))]);
+    assert!(lease.engine.queue().is_some());
+    assert_eq!(poll(&mut lease, 2 + LINGER), []);
+    assert!(lease.engine.queue().is_none() && lease.stopped.is_none(), "nothing is mapped");
+    assert_eq!((lease.outstanding(), Arc::strong_count(&world.guest)), (1, held));
+    lease.set_gone();
+    assert_eq!(poll(&mut lease, 3 + LINGER), [(1, Err(ErrorKind::Gone))]);
 }
 
 #[test]
