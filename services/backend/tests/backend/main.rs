@@ -1,5 +1,6 @@
 //! A backend behind its real socket, used by a worker that is this test.
 
+mod drained;
 mod rig;
 mod stuck;
 
