@@ -5,9 +5,20 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tempfile::TempDir;
 use vireo_tests::target::{Target, configuration, program, run};
 use vireo_tests::wait::{PATIENCE, until, within};
+
+/// Between two looks at a screen.
+const LOOK: Duration = Duration::from_millis(50);
+/// One target at a time: each keeps the cores busy.
+static TURN: Mutex<()> = Mutex::new(());
+
+fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Two workers, two controllers on one namespace.
 fn start() -> Target {
@@ -27,7 +38,8 @@ impl Load {
         let address = format!("vfio-user:{}", target.endpoint(endpoint).display());
         let mut command = Command::new(program("vireo"));
         command.args(["perf", &address, "--pattern", "randrw", "--depth", "4", "--queues", "2"]);
-        command.args(["--rate", "3000", "--time", "300s"]);
+        // It sleeps between them: what is looked at needs the cores as well.
+        command.args(["--rate", "1000", "--completions", "interrupt", "--time", "300s"]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         Self(command.spawn().expect("spawn vireo perf"))
     }
@@ -89,7 +101,15 @@ impl Terminal {
     /// Waits for what has to be on the screen.
     #[track_caller]
     fn until(&self, what: &str, shows: impl Fn(&str) -> bool) -> String {
-        let seen = within(PATIENCE, || Some(self.screen()).filter(|screen| shows(screen)));
+        let seen = within(PATIENCE, || {
+            let screen = self.screen();
+            let shown = shows(&screen);
+            // Each look is a process of its own, and a person does not look more often.
+            if !shown {
+                std::thread::sleep(LOOK);
+            }
+            shown.then_some(screen)
+        });
         seen.unwrap_or_else(|| panic!("{what} is not on the screen:\n{}", self.screen()))
     }
 
@@ -157,6 +177,7 @@ fn is_rate(text: &str) -> bool {
 
 #[test]
 fn a_person_sees_what_goes_on_and_finds_the_way() {
+    let _turn = turn();
     let target = start();
     let _load = Load::on(&target, "vm0");
     let terminal = Terminal::start(80, 24);
@@ -213,6 +234,7 @@ fn a_person_sees_what_goes_on_and_finds_the_way() {
 
 #[test]
 fn it_outlives_the_manager_and_gives_the_terminal_back_when_it_is_killed() {
+    let _turn = turn();
     let target = start();
     let _load = Load::on(&target, "vm0");
     let terminal = Terminal::start(100, 24);
@@ -234,6 +256,7 @@ fn it_outlives_the_manager_and_gives_the_terminal_back_when_it_is_killed() {
 
 #[test]
 fn it_ends_with_its_terminal() {
+    let _turn = turn();
     let target = start();
     let _load = Load::on(&target, "vm0");
     let terminal = Terminal::start(80, 24);
@@ -245,6 +268,7 @@ fn it_ends_with_its_terminal() {
 
 #[test]
 fn one_reading_is_for_programs_and_for_pipes() {
+    let _turn = turn();
     let target = start();
     let _load = Load::on(&target, "vm0");
     let top = |arguments: &[&str]| {

@@ -1,11 +1,11 @@
 //! The stack for real, where a Docker engine answers. The image is made of the programs that were built for the tests, by
-//! the last stage of the Dockerfile: its first stage needs a base image out of the network.
+//! the last stage of the Dockerfile: its first stage needs a base image out of the network, and a release build.
 
 use super::image::lay_out;
 use super::{compose, compose_file, repository};
 use serde_json::Value;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use vireo_tests::target::run;
 use vireo_tests::wait::within;
 
@@ -53,26 +53,51 @@ impl Stack {
 
 impl Drop for Stack {
     fn drop(&mut self) {
-        for arguments in [&["down", "-v", "--timeout", "5"][..], &["rm", "-f", "-s", "-v"][..]] {
-            self.compose(arguments).output().ok();
+        let images = [self.name.clone(), format!("{}-build", self.name)];
+        let mut remove = Command::new("docker");
+        remove.args(["image", "rm", "-f"]).args(images);
+        for mut command in [self.compose(&["down", "-v", "--timeout", "5"]), remove] {
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            let Ok(mut child) = command.spawn() else { continue };
+            if within(START, || child.try_wait().ok().flatten()).is_none() {
+                child.kill().ok();
+                child.wait().ok();
+            }
         }
-        Command::new("docker").args(["image", "rm", "-f", &self.name]).output().ok();
     }
 }
 
-/// Builds an image of files that are laid out, as the last stage of the Dockerfile does.
+/// Builds the image by the last stage of the Dockerfile. The stage before is files that are laid out here, with the owner
+/// that the recipe gives them.
 fn build(directory: &Path, name: &str) {
     lay_out(&directory.join("image"));
+    let archive = directory.join("image.tar");
+    let mut tar = Command::new("tar");
+    tar.args(["--owner=65532", "--group=65532", "-cf"]).arg(&archive).arg("-C").arg(directory);
+    tar.arg("image");
+    docker(tar);
+    let before = format!("{name}-build");
+    let mut import = Command::new("docker");
+    import.arg("import").arg(&archive).arg(&before);
+    docker(import);
     let recipe = repository().join("deploy/compose/Dockerfile");
     let recipe = std::fs::read_to_string(recipe).expect("the Dockerfile");
     let last = recipe.rfind("FROM scratch").expect("a last stage");
-    let stage = recipe[last..].replace("COPY --from=build /image/ /", "COPY image/ /");
-    assert!(!stage.contains("--from"), "{stage}");
-    std::fs::write(directory.join("Dockerfile"), stage).expect("write");
-    let mut command = Command::new("docker");
-    command.args(["build", "-q", "-t", name]).arg(directory);
+    let stages = format!("FROM {before} AS build\n{}", &recipe[last..]);
+    let context = directory.join("context");
+    std::fs::create_dir(&context).expect("a directory");
+    std::fs::write(context.join("Dockerfile"), stages).expect("write");
+    let mut build = Command::new("docker");
+    build.args(["build", "-q", "-t", name]).arg(context);
+    docker(build);
+}
+
+/// Runs a command that has to succeed.
+#[track_caller]
+fn docker(command: Command) {
+    let shown = format!("{command:?}");
     let output = run(command);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{shown}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]
@@ -88,8 +113,7 @@ fn the_stack_comes_up_and_serves() {
     let directory = tempfile::tempdir().expect("tempdir");
     let stack = Stack { name: format!("vireo-test-{}", std::process::id()) };
     build(directory.path(), &stack.name);
-    let output = run(stack.compose(&["up", "-d", "--no-build"]));
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    docker(stack.compose(&["up", "-d", "--no-build"]));
 
     let ready = within(START, || stack.vireo(&["status"]).status.success().then_some(()));
     assert!(ready.is_some(), "it does not serve:\n{}", stack.log());
