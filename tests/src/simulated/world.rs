@@ -329,9 +329,7 @@ impl World {
             .expect("bit bucket"),
         };
         let mut controller = Box::new(Controller::new(attachment));
-        if let Some((limits, row)) = self.limits.seat(function.controller().id()) {
-            controller.limit_by(Segment::open(limits).expect("map limits"), row);
-        }
+        limits::keep_to(&self.limits, function.controller().id(), &mut controller);
         self.control.send(Message::Attach(controller)).ok().expect("room for a message");
         end.attached = true;
     }

@@ -1,8 +1,7 @@
-//! Limits and pauses: what waits, for how long, and what becomes of it.
+//! Limits: what waits, for how long, and what becomes of it.
 
 use crate::worker::{BLOCKS, ENTRIES, Worker, complete, io, malloc, null, read};
 use ipc::layout::limits::{LimitsLayout, RATES, Rate};
-use ipc::layout::queues::QueuesLayout;
 use ipc::segment::Segment;
 use nvme_spec::command::{Command, Fuse, NvmOpcode};
 use nvme_spec::{CommandId, Nsid, Status};
@@ -10,19 +9,19 @@ use std::sync::atomic::Ordering;
 use vireo_tests::client::{Queue, Rig};
 use vireo_worker::reactor::Message;
 
-const MILLISECOND: u64 = 1_000_000;
-const SECOND: u64 = 1000 * MILLISECOND;
+pub const MILLISECOND: u64 = 1_000_000;
+pub const SECOND: u64 = 1000 * MILLISECOND;
 
 /// The limits of a subsystem.
-struct Limits(Segment<LimitsLayout>);
+pub struct Limits(Segment<LimitsLayout>);
 
 impl Limits {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self(Segment::create("limits", 9).expect("memfd"))
     }
 
     /// A controller in `row` with queues of `entries`, and a namespace of a memory device.
-    fn attach(&self, worker: &mut Worker, row: u32, queues: usize, entries: u32) -> Rig {
+    pub fn attach(&self, worker: &mut Worker, row: u32, queues: usize, entries: u32) -> Rig {
         let (rig, mut controller) = Rig::new(row.into(), queues);
         let fd = self.0.fd().try_clone_to_owned().expect("descriptor");
         controller.limit_by(Segment::open(fd).expect("map"), row);
@@ -36,7 +35,14 @@ impl Limits {
     }
 
     /// Limits a namespace, and has the workers of `rigs` see it.
-    fn namespace(&self, row: usize, rate: Rate, value: u64, worker: &mut Worker, rigs: &[&Rig]) {
+    pub fn namespace(
+        &self,
+        row: usize,
+        rate: Rate,
+        value: u64,
+        worker: &mut Worker,
+        rigs: &[&Rig],
+    ) {
         self.set(&self.0.namespaces[row], rate, value, worker, rigs);
     }
 
@@ -61,22 +67,22 @@ impl Limits {
 }
 
 /// A guest that keeps reads outstanding.
-struct Reader<'a> {
-    queue: Queue<'a>,
+pub struct Reader<'a> {
+    pub queue: Queue<'a>,
     command: Box<dyn Fn(u16) -> Command>,
-    outstanding: u16,
+    pub outstanding: u16,
     next: u16,
-    done: u64,
+    pub done: u64,
 }
 
 impl<'a> Reader<'a> {
-    fn new(rig: &'a Rig, qid: usize) -> Self {
+    pub fn new(rig: &'a Rig, qid: usize) -> Self {
         let buffer = rig.buffers(qid);
         let command = Box::new(move |cid| read(cid, 0, buffer));
         Self { queue: rig.queue(qid, ENTRIES), command, outstanding: 0, next: 0, done: 0 }
     }
 
-    fn fill(&mut self, depth: u16) {
+    pub fn fill(&mut self, depth: u16) {
         while self.outstanding < depth {
             self.queue.push((self.command)(self.next));
             self.next = (self.next + 1) % 1000;
@@ -86,7 +92,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Takes what completed; every command succeeds.
-    fn take(&mut self) -> u64 {
+    pub fn take(&mut self) -> u64 {
         let mut taken = 0;
         while let Some(entry) = self.queue.pop() {
             assert!(entry.status().is_success(), "{entry:?}");
@@ -269,7 +275,7 @@ fn other_namespaces_and_queues_go_on() {
 }
 
 /// Has the worker look for a command to abort, and answers whether it was.
-fn abort(worker: &mut Worker, rig: &Rig, sqid: u16, cid: u16) -> bool {
+pub fn abort(worker: &mut Worker, rig: &Rig, sqid: u16, cid: u16) -> bool {
     let settings = &rig.layout.settings;
     settings.abort_command.store(u32::from(sqid) << 16 | u32::from(cid), Ordering::Relaxed);
     settings.abort_number.fetch_add(1, Ordering::Release);
@@ -277,7 +283,7 @@ fn abort(worker: &mut Worker, rig: &Rig, sqid: u16, cid: u16) -> bool {
     rig.queues.acknowledged.aborted.load(Ordering::Relaxed) == 1
 }
 
-fn statuses(queue: &mut Queue<'_>) -> Vec<(u16, Status)> {
+pub fn statuses(queue: &mut Queue<'_>) -> Vec<(u16, Status)> {
     let entries = std::iter::from_fn(|| queue.pop());
     let found = entries.map(|entry| (entry.cid.0, entry.status().code())).collect();
     queue.acknowledge();
@@ -417,91 +423,6 @@ fn accounts_that_make_no_sense_hold_nobody_up_for_ever() {
         worker.pass(1);
         assert_eq!(statuses(&mut queue), [(1, Status::SUCCESS)]);
     }
-}
-
-/// Pauses, or goes on. Returns the number.
-fn pause(worker: &mut Worker, rig: &Rig) -> u64 {
-    let number = rig.layout.settings.pause_number.fetch_add(1, Ordering::Relaxed) + 1;
-    worker.settle(rig);
-    number
-}
-
-fn paused(queues: &QueuesLayout) -> u64 {
-    queues.acknowledged.pause_number.load(Ordering::Acquire)
-}
-
-#[test]
-fn a_pause_waits_for_what_is_in_flight_and_holds_the_rest() {
-    let mut worker = Worker::new();
-    let rig = worker.attach(1, 1, ENTRIES, Some(null(10 * MILLISECOND)));
-    let mut reader = Reader::new(&rig, 1);
-    reader.fill(4);
-    worker.polls(10);
-    let number = pause(&mut worker, &rig);
-    assert_ne!(paused(&rig.queues), number, "four are in flight");
-    reader.fill(12);
-    worker.pass(11 * MILLISECOND);
-    worker.polls(10);
-    assert_eq!((reader.take(), paused(&rig.queues)), (4, number));
-    worker.pass(SECOND);
-    assert_eq!(reader.take(), 0, "nothing is fetched");
-    let fetched = rig.queues.submission_queues[1].fetched.load(Ordering::Relaxed);
-    assert_eq!(fetched, 4);
-    assert!(worker.reactor.prepare_sleep(), "there is nothing to do");
-    worker.reactor.woken();
-    // A queue that is made, and one that is deleted, need no I/O.
-    let number = pause(&mut worker, &rig);
-    assert_eq!(paused(&rig.queues), number, "it goes on at once");
-    worker.polls(10);
-    worker.pass(11 * MILLISECOND);
-    assert_eq!(reader.take(), 8);
-}
-
-#[test]
-fn what_waits_for_a_limit_waits_through_a_pause() {
-    let limits = Limits::new();
-    let mut worker = Worker::new();
-    let rig = limits.attach(&mut worker, 0, 1, ENTRIES);
-    limits.namespace(0, Rate::Iops, 100, &mut worker, &[&rig]);
-    let mut reader = Reader::new(&rig, 1);
-    reader.fill(40);
-    worker.polls(50);
-    let done = reader.take();
-    let number = pause(&mut worker, &rig);
-    assert_eq!(paused(&rig.queues), number);
-    worker.pass(10 * SECOND);
-    assert_eq!(reader.take(), 0);
-    assert!(worker.reactor.prepare_sleep());
-    assert_eq!(worker.reactor.deadline(), None, "only a resumption helps");
-    worker.reactor.woken();
-    assert!(abort(&mut worker, &rig, 1, 39), "it is aborted all the same");
-    assert_eq!(statuses(&mut reader.queue), [(39, Status::ABORT_REQUESTED)]);
-    reader.outstanding -= 1;
-    pause(&mut worker, &rig);
-    for _ in 0..1000 {
-        worker.pass(MILLISECOND);
-        reader.take();
-    }
-    assert_eq!(reader.done, 39);
-    assert!(done < 20, "{done} went before the pause");
-}
-
-#[test]
-fn a_shutdown_ends_what_a_pause_holds() {
-    let limits = Limits::new();
-    let mut worker = Worker::new();
-    let rig = limits.attach(&mut worker, 0, 1, ENTRIES);
-    limits.namespace(0, Rate::Iops, 1, &mut worker, &[&rig]);
-    let mut reader = Reader::new(&rig, 1);
-    reader.fill(5);
-    worker.polls(50);
-    reader.take();
-    pause(&mut worker, &rig);
-    let stopped = ipc::layout::controller::ControllerState::Stopped as u32;
-    rig.layout.signals.state.store(stopped, Ordering::Relaxed);
-    worker.settle(&rig);
-    let cids: Vec<u16> = statuses(&mut reader.queue).into_iter().map(|(cid, _)| cid).collect();
-    assert_eq!(cids, [1, 2, 3, 4]);
 }
 
 #[test]

@@ -1,8 +1,18 @@
 //! Limits and pauses.
 
 use super::World;
-use nvme_spec::Nsid;
+use ipc::segment::Segment;
+use nvme_spec::{ControllerId, Nsid};
+use vireo_frontend::limits::SharedLimits;
 use vireo_proto::handoff::Limits;
+use vireo_worker::controller::Controller;
+
+/// Has a worker's controller keep to its limits.
+pub(super) fn keep_to(limits: &SharedLimits, id: ControllerId, controller: &mut Controller) {
+    if let Some((segment, row)) = limits.seat(id) {
+        controller.limit_by(Segment::open(segment).expect("map limits"), row);
+    }
+}
 
 impl World {
     /// Limits what all controllers together do on a namespace, or nothing any more.
