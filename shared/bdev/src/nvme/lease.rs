@@ -3,11 +3,11 @@
 //!
 //! The engine is the one that the backend runs over its own queue pair. What the backend's control thread does for it is
 //! done here by words of the lease's segment: the backend takes the queue pair away when the drive is reset, and gives it
-//! back ([`LeasedDrive::follow`]); where memory is stands in a table; a command that hangs is told of. By the ring go fused
+//! back (`follow`); where memory is stands in a table; a command that hangs is told of. By the ring go fused
 //! pairs, writes while one runs, and requests whose memory the drive is not yet known to reach.
 //!
 //! When the backend dies, the drive goes on with what it has until a successor resets it. So requests do not end then,
-//! but when the drive completes them, or when a successor has the drive. The queue pair is let go of after [`LINGER`]: the
+//! but when the drive completes them, or when a successor has the drive. The queue pair is let go of after two seconds: the
 //! kernel keeps a device from the successor as long as its doorbells are mapped.
 
 #[cfg(test)]
