@@ -6,6 +6,7 @@
 //! as long as the namespace is there.
 
 mod attached;
+mod client;
 mod faults;
 mod open;
 #[cfg(test)]
@@ -18,7 +19,6 @@ use faults::Faults;
 use ipc::doorbell::DoorbellPage;
 use ipc::event::EventFd;
 use ipc::guest_memory::{Region, RegionId, RegionPolicy};
-use ipc::layout::MAX_VECTORS;
 use ipc::layout::controller::ControllerLayout;
 use ipc::layout::queues::QueuesLayout;
 use ipc::segment::Segment;
@@ -35,9 +35,7 @@ use std::time::Duration;
 use telemetry::limit::Limit;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, oneshot};
-use vireo_proto::handoff::{
-    AddRegion, AttachController, Done, ProcessStatus, SetVectors, StatusItem, reply, request,
-};
+use vireo_proto::handoff::{AttachController, Done, ProcessStatus, StatusItem, reply, request};
 use vireo_proto::{Failure, id_from_bytes};
 
 /// Pause before a message to a poll thread whose queue is full is sent again.
@@ -351,73 +349,6 @@ impl Control {
             }
             attached.release(id).await;
         }
-    }
-
-    async fn add_region(&self, incoming: &mut Incoming, add: AddRegion) -> Result<Answer, Failure> {
-        let id = id_from_bytes(&add.controller_id)?;
-        let [fd] = incoming.take_fds()?;
-        let region = RegionId(add.region_id);
-        if region == BIT_BUCKET {
-            return Err(Failure::invalid(format!("region id {} is reserved", region.0)));
-        }
-        let memory = Region::map(fd, add.size, &RegionPolicy::default())
-            .map_err(|error| Failure::internal(&error))?;
-        // Without it the first access to each page is slower, that is all.
-        memory.prefault().ok();
-        let backends = {
-            let mut controllers = self.controllers();
-            let attached = controllers.get_mut(&id).ok_or_else(|| not_attached(id))?;
-            attached.regions.insert(region, Arc::clone(&memory));
-            attached.shares()
-        };
-        // Backends first: a request that names the region finds it there.
-        for share in backends {
-            share.update(self, id).await;
-        }
-        self.change(id, Change::AddRegion(region, memory)).await?;
-        Ok(Answer::done())
-    }
-
-    async fn remove_region(&self, id: u128, region: RegionId) -> Result<Answer, Failure> {
-        self.change(id, Change::RemoveRegion(region)).await?;
-        let backends = {
-            let mut controllers = self.controllers();
-            let attached = controllers.get_mut(&id).ok_or_else(|| not_attached(id))?;
-            attached.regions.remove(&region);
-            attached.shares()
-        };
-        for share in backends {
-            share.update(self, id).await;
-        }
-        Ok(Answer::done())
-    }
-
-    async fn set_vectors(
-        &self,
-        incoming: &mut Incoming,
-        set: SetVectors,
-    ) -> Result<Answer, Failure> {
-        let id = id_from_bytes(&set.controller_id)?;
-        let start = set.start as usize;
-        let end = start.checked_add(set.present.len()).filter(|&end| end <= MAX_VECTORS);
-        let wanted = set.present.iter().filter(|&&present| present).count();
-        let fds = std::mem::take(&mut incoming.fds);
-        if end.is_none() || wanted != fds.len() {
-            let (count, got) = (set.present.len(), fds.len());
-            return Err(Failure::invalid(format!(
-                "{got} descriptors for {wanted} of {count} vectors from {start}"
-            )));
-        }
-        let mut fds = fds.into_iter();
-        let events = set
-            .present
-            .iter()
-            .map(|&present| if present { fds.next() } else { None })
-            .map(|fd| fd.map(EventFd::from_client).transpose())
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| Failure::internal(&error))?;
-        self.change(id, Change::SetVectors(start, events)).await?;
-        Ok(Answer::done())
     }
 
     fn status(&self) -> ProcessStatus {
