@@ -2,7 +2,11 @@
 
 use std::error::Error;
 
-const FILES: [&str; 1] = ["vireo/internal/v1/handoff.proto"];
+const FILES: [&str; 3] = [
+    "vireo/internal/v1/handoff.proto",
+    "vireo/internal/v1/apply.proto",
+    "vireo/internal/v1/observe.proto",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     for file in FILES {

@@ -1,6 +1,6 @@
 //! Protobuf messages spoken between Vireo's processes.
 //!
-//! [`handoff`] holds the generated types of `vireo/internal/v1/handoff.proto`, where each message's meaning and its
+//! [`handoff`] holds the generated types of `vireo/internal/v1/*.proto`, where each message's meaning and its
 //! descriptors are told. Here beside them: bytes to messages and back, ids, and a [`Failure`] that is an error in Rust
 //! and an `Error` on the wire.
 
@@ -8,7 +8,7 @@
 
 use prost::Message;
 
-/// Types of `vireo/internal/v1/handoff.proto`.
+/// Types of `vireo/internal/v1/*.proto`.
 #[allow(missing_docs, clippy::all, clippy::pedantic)]
 pub mod handoff {
     include!(concat!(env!("OUT_DIR"), "/vireo.internal.v1.rs"));
