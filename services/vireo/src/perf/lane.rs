@@ -5,18 +5,17 @@ use nvme_driver::{Completed, DmaBuffer, IoError, Namespace, QueuePair, Reason, R
 use nvme_spec::Lba;
 
 use super::address::{Access, Addresses};
+use super::checking::Checking;
 use super::clock::Clock;
 use super::pace::Pace;
 use super::tally::{Tally, Timeline};
-use super::verify::ledger::Known;
-use super::verify::{Damage, Ledger, Verdict, Verifier};
 
 /// Completions taken before the controller is told of what they made room for.
 const BATCH: usize = 16;
 /// Completions between two looks at the clock within a batch.
 const CLOCK_EVERY: usize = 8;
 /// Descriptions of damage or errors that are kept.
-const NOTES_MAX: usize = 8;
+pub(super) const NOTES_MAX: usize = 8;
 
 /// An I/O that is outstanding.
 #[derive(Debug, Clone, Copy)]
@@ -38,37 +37,6 @@ pub struct Counts {
     pub notes: Vec<String>,
 }
 
-/// What checking came to.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Checked {
-    /// I/Os whose data is as it has to be.
-    pub good: u64,
-    /// I/Os of which nothing is known.
-    pub unknown: u64,
-    /// Lost writes.
-    pub lost: u64,
-    /// Torn writes.
-    pub torn: u64,
-    /// Misplaced writes.
-    pub misplaced: u64,
-    /// Data that was never written.
-    pub corrupt: u64,
-}
-
-/// Checking, if it was asked for.
-#[derive(Debug)]
-pub struct Checking {
-    verifier: Verifier,
-    /// Absent with patterns that only read.
-    ledger: Option<Ledger>,
-    scratch: Vec<u8>,
-    sweep_all: bool,
-    /// What it came to.
-    pub checked: Checked,
-    /// Where the first damage is.
-    pub notes: Vec<String>,
-}
-
 /// Where blocks lie in the namespace.
 #[derive(Debug, Clone, Copy)]
 pub struct Geometry {
@@ -86,6 +54,10 @@ pub struct Lane {
     geometry: Geometry,
     addresses: Addresses,
     upcoming: Access,
+    /// It was started, and the next one is not thought of yet.
+    upcoming_used: bool,
+    /// What is to be counted when the controller knows what comes next: ticks that it took, and whether it was a write.
+    ended: [(u64, bool); BATCH],
     flights: Box<[Flight]>,
     /// Slots without an I/O, with their buffers.
     idle: Vec<(u32, DmaBuffer)>,
@@ -119,6 +91,8 @@ impl Lane {
             geometry,
             addresses,
             upcoming,
+            upcoming_used: false,
+            ended: [(0, false); BATCH],
             flights: flights.into_boxed_slice(),
             // The first slot last, as it is taken from the end.
             idle: idle.map(|(slot, buffer)| (slot as u32, buffer)).rev().collect(),
@@ -174,18 +148,44 @@ impl Lane {
         if !self.idle.is_empty() {
             self.start_idle(clock);
         }
-        let mut taken = 0;
+        let (mut taken, mut good) = (0, 0);
         let mut now = 0;
         while taken < BATCH {
-            let Some(done) = self.queue.next_completion() else { break };
+            // Taken apart at once: a whole one that is copied waits for its parts to be stored.
+            let Some(Completed { token, buffer, result }) = self.queue.next_completion() else {
+                break;
+            };
             if taken % CLOCK_EVERY == 0 {
                 now = clock.now();
             }
             taken += 1;
-            self.complete(done, now, clock, taken == 1);
+            self.complete(token as u32, buffer, result, now, &mut good);
         }
         self.queue.ring();
+        if good > 0 {
+            self.count(clock, good);
+        }
         taken
+    }
+
+    /// Counts what ended, and thinks of what comes next, while the controller is at work.
+    #[inline]
+    fn count(&mut self, clock: &Clock, good: usize) {
+        for &(ticks, write) in self.ended.iter().take(good) {
+            let nanos = clock.nanos(0, ticks);
+            self.counts.kinds[usize::from(write)].record(nanos);
+            self.counts.timeline.record(nanos);
+        }
+        self.think();
+    }
+
+    /// Sees to it that the next I/O is known.
+    #[inline(always)]
+    fn think(&mut self) {
+        if self.upcoming_used {
+            self.upcoming_used = false;
+            self.upcoming = self.addresses.next_access();
+        }
     }
 
     /// Ends what is over of the time line.
@@ -196,20 +196,25 @@ impl Lane {
         }
     }
 
-    #[inline]
-    fn complete(&mut self, done: Completed, now: u64, clock: &Clock, first: bool) {
-        let slot = done.token as u32;
+    #[inline(always)]
+    fn complete(
+        &mut self,
+        slot: u32,
+        buffer: Option<DmaBuffer>,
+        result: Result<u32, IoError>,
+        now: u64,
+        counted: &mut usize,
+    ) {
         let Some(&Flight { start, access }) = self.flights.get(slot as usize) else { return };
-        let nanos = clock.nanos(start, now);
-        let Some(buffer) = done.buffer else {
+        let Some(buffer) = buffer else {
             return self.broken("the driver lost a buffer");
         };
-        let good = done.result.is_ok();
-        if good {
-            self.counts.kinds[usize::from(access.write)].record(nanos);
-            self.counts.timeline.record(nanos);
+        let good = result.is_ok();
+        if good && let Some(ended) = self.ended.get_mut(*counted) {
+            *ended = (now.saturating_sub(start), access.write);
+            *counted += 1;
         }
-        if let Err(error) = done.result {
+        if let Err(error) = result {
             self.failed(access, error);
         }
         if self.checking.is_some() {
@@ -220,10 +225,9 @@ impl Lane {
             self.idle.push((slot, buffer));
             return;
         }
-        // At depth 1 the time between `now` and the submission is not the controller's.
-        let start = if first { clock.now() } else { now };
-        self.start(slot, buffer, self.upcoming, start);
-        self.upcoming = self.addresses.next_access();
+        self.think();
+        self.start(slot, buffer, self.upcoming, now);
+        self.upcoming_used = true;
     }
 
     /// Submits one I/O.
@@ -283,6 +287,7 @@ impl Lane {
             return;
         }
         let mut now = clock.now();
+        self.think();
         while let Some((slot, buffer)) = self.idle.pop() {
             if let Some(pace) = &mut self.pace
                 && !pace.take(now)
@@ -376,106 +381,5 @@ impl Geometry {
     #[must_use]
     pub fn lba(&self, block: u64) -> u64 {
         self.first_lba + block * self.lbas
-    }
-}
-
-impl Checking {
-    /// Checks with a ledger if anything is written.
-    #[must_use]
-    pub fn new(
-        verifier: Verifier,
-        ledger: Option<Ledger>,
-        block_size: usize,
-        sweep_all: bool,
-    ) -> Self {
-        Self {
-            verifier,
-            ledger,
-            scratch: vec![0; block_size],
-            sweep_all,
-            checked: Checked::default(),
-            notes: Vec::new(),
-        }
-    }
-
-    /// Takes a block that no other I/O uses and fills the buffer of a write. `false`: there is none near.
-    fn prepare(&mut self, access: &mut Access, buffer: &mut DmaBuffer, geometry: Geometry) -> bool {
-        let Some(ledger) = &mut self.ledger else { return true };
-        let Some(block) = ledger.claim(access.block) else { return false };
-        access.block = block;
-        if access.write {
-            let generation = ledger.next_generation(block);
-            self.verifier.fill(&mut self.scratch, geometry.lba(block), generation);
-            buffer.copy_from(&self.scratch);
-        }
-        true
-    }
-
-    fn unclaim(&mut self, access: Access) {
-        if let Some(ledger) = &mut self.ledger {
-            ledger.release(access.block);
-        }
-    }
-
-    fn finish(&mut self, access: Access, good: bool) {
-        let Some(ledger) = &mut self.ledger else { return };
-        match (access.write, good) {
-            (true, true) => ledger.written(access.block),
-            (true, false) => ledger.failed(access.block),
-            (false, _) => ledger.release(access.block),
-        }
-    }
-
-    fn judge(&mut self, block: u64, buffer: &DmaBuffer, geometry: Geometry) {
-        let generation = match self.ledger.as_ref().map(|ledger| ledger.known(block)) {
-            None | Some(Known::Unwritten) => None,
-            Some(Known::Generation(generation)) => Some(generation),
-            Some(Known::Unsure) => {
-                self.checked.unknown += 1;
-                return;
-            }
-        };
-        buffer.copy_to(&mut self.scratch);
-        let lba = geometry.lba(block);
-        match self.verifier.check(&self.scratch, lba, generation) {
-            Verdict::Good => self.checked.good += 1,
-            Verdict::Unknown => self.checked.unknown += 1,
-            Verdict::Bad(damage) => self.damaged(damage, lba, generation),
-        }
-    }
-
-    #[cold]
-    fn damaged(&mut self, damage: Damage, lba: u64, generation: Option<u32>) {
-        match damage {
-            Damage::Lost => self.checked.lost += 1,
-            Damage::Torn => self.checked.torn += 1,
-            Damage::Misplaced => self.checked.misplaced += 1,
-            Damage::Corrupt => self.checked.corrupt += 1,
-        }
-        if self.notes.len() < NOTES_MAX {
-            let expected = match generation {
-                Some(generation) => format!(" (write number {generation} of it was completed)"),
-                None => String::new(),
-            };
-            self.notes.push(format!("{} at block {lba}{expected}", damage.name()));
-        }
-    }
-}
-
-impl Checked {
-    /// I/Os with damage.
-    #[must_use]
-    pub fn damaged(&self) -> u64 {
-        self.lost + self.torn + self.misplaced + self.corrupt
-    }
-
-    /// Adds another lane's.
-    pub fn add(&mut self, other: &Self) {
-        self.good += other.good;
-        self.unknown += other.unknown;
-        self.lost += other.lost;
-        self.torn += other.torn;
-        self.misplaced += other.misplaced;
-        self.corrupt += other.corrupt;
     }
 }

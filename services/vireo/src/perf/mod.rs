@@ -10,6 +10,7 @@
 pub mod address;
 pub mod against;
 pub mod chart;
+pub mod checking;
 pub mod clock;
 pub mod lane;
 pub mod null_target;

@@ -6,7 +6,7 @@ use nvme_spec::identify::controller::IdentifyController;
 use serde::Serialize;
 
 use super::against::{Comparison, Ratio};
-use super::lane::Checked;
+use super::checking::Checked;
 use super::options::{Completions, Load, Verify};
 use super::run::Measured;
 use super::tally::Tally;

@@ -14,8 +14,9 @@ use rand::rngs::SmallRng;
 use rand::{RngCore, SeedableRng};
 
 use super::address::{Addresses, Choice};
+use super::checking::{Checked, Checking};
 use super::clock::Clock;
-use super::lane::{Checked, Checking, Counts, Lane};
+use super::lane::{Counts, Lane};
 use super::options::{Completions, Load};
 use super::pace::Pace;
 use super::progress::Progress;

@@ -11,7 +11,7 @@ use crate::retry::retryable;
 
 impl QueuePair {
     /// The next request that is over, if there is one. Cheap when there is none; it also keeps time.
-    #[inline]
+    #[inline(always)]
     pub fn next_completion(&mut self) -> Option<Completed> {
         loop {
             if self.budget == 0 {
