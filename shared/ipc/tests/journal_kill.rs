@@ -238,7 +238,7 @@ fn client_sees_each_reply_once_however_often_the_server_is_killed() {
 
 /// The long form: `cargo test --release -p ipc --test journal_kill -- --ignored`.
 #[test]
-#[ignore = "takes minutes"]
+#[ignore = "takes minutes: make chaos runs it"]
 fn client_sees_each_reply_once_over_thousands_of_kills() {
     (2..12).for_each(|seed| conversation(2000, seed));
 }

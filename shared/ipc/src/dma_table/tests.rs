@@ -262,7 +262,7 @@ fn any_bytes_end_in_a_bounded_answer() {
 
 /// Prints what the table costs: `cargo test --release -p ipc dma_table -- --ignored --nocapture`.
 #[test]
-#[ignore = "prints figures"]
+#[ignore = "prints figures: make bench runs it"]
 fn cost_of_lookup_map_and_unmap() {
     let pages = super::MAX_ROWS as u64;
     let mut writer = writer();

@@ -274,7 +274,7 @@ fn prefault_leaves_holes_alone_and_ends_with_its_region() {
 
 /// Prints what a translation costs: `cargo test --release -p ipc guest_memory -- --ignored --nocapture`.
 #[test]
-#[ignore = "prints figures"]
+#[ignore = "prints figures: make bench runs it"]
 fn cost_of_translation() {
     let (mut writer, memory) = memory();
     for page in 0..65_534 {
