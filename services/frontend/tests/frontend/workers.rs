@@ -8,6 +8,7 @@ use nvme_spec::command::{AdminOpcode, Command};
 use nvme_spec::feature::FeatureId;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vfio_user::Header;
@@ -42,6 +43,17 @@ fn unmap_that_waits(guest: &mut Guest) {
             return;
         }
     }
+}
+
+/// A guest whose controller the worker has.
+fn attached(socket: &Path, worker: &FakeWorker) -> Guest {
+    let mut guest = Guest::attach(socket);
+    worker.sees_blocking("add 0");
+    unmap_that_waits(&mut guest);
+    worker.acknowledge_unmaps();
+    guest.client.set_timeout(BOUND);
+    guest.client.receive_raw().unwrap();
+    guest
 }
 
 #[test]
@@ -131,12 +143,7 @@ fn clearing_bus_mastering_waits_for_what_a_worker_has_in_flight() {
         let (socket, of_client) = (target.socket(), Arc::clone(&worker));
         client(move || {
             let worker = of_client;
-            let mut guest = Guest::attach(&socket);
-            worker.sees_blocking("add 0");
-            unmap_that_waits(&mut guest);
-            worker.acknowledge_unmaps();
-            guest.client.set_timeout(BOUND);
-            guest.client.receive_raw().unwrap();
+            let mut guest = attached(&socket, &worker);
             let eventfd = EventFd::create().unwrap();
             guest.client.set_eventfds(IrqIndex::MSIX, 0, &[&eventfd]).unwrap();
             assert_eq!(worker.count("vectors"), 1);
@@ -213,13 +220,8 @@ fn a_burst_of_admin_commands_is_served_though_the_doorbell_rings_once() {
         let (socket, of_client) = (target.socket(), Arc::clone(&worker));
         client(move || {
             let worker = of_client;
-            let mut guest = Guest::attach(&socket);
-            worker.sees_blocking("add 0");
-            // The worker is attached: the frontend need not look at the doorbells by itself.
-            unmap_that_waits(&mut guest);
-            worker.acknowledge_unmaps();
-            guest.client.set_timeout(BOUND);
-            guest.client.receive_raw().unwrap();
+            // The frontend need not look at the doorbells by itself.
+            let mut guest = attached(&socket, &worker);
             guest.enable_with(64);
             let mut features = Command::admin(AdminOpcode::GET_FEATURES, CommandId(1));
             features.cdw10 = u32::from(FeatureId::NUMBER_OF_QUEUES.0);
