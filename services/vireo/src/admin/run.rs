@@ -56,6 +56,20 @@ pub(super) fn answer<T>(result: Result<Response<T>, Status>) -> anyhow::Result<T
     result.map(Response::into_inner).map_err(|status| refusal(&status))
 }
 
+/// A request to delete; all kinds have these fields in common.
+macro_rules! deletion {
+    ($request:ident, $name:expr, $deletion:expr $(, $more:ident)*) => {
+        $request {
+            name: $name.clone(),
+            etag: $deletion.etag,
+            allow_missing: $deletion.allow_missing,
+            request_id: $deletion.change.request_id.clone(),
+            validate_only: $deletion.change.dry_run,
+            $($more,)*
+        }
+    };
+}
+
 /// Calls a method that lists resources until there are no more.
 macro_rules! all {
     ($client:expr, $method:ident, $request:ident { $($field:ident: $value:expr),* }, $list:ident) => {{
@@ -195,13 +209,7 @@ async fn volumes(verb: VolumeVerb, access: &Access) -> anyhow::Result<ExitCode> 
         }
         VolumeVerb::Delete(deletion) => {
             let name = full_name("volumes", &deletion.name);
-            let request = DeleteVolumeRequest {
-                name: name.clone(),
-                etag: deletion.etag,
-                allow_missing: deletion.allow_missing,
-                request_id: deletion.change.request_id.clone(),
-                validate_only: deletion.change.dry_run,
-            };
+            let request = deletion!(DeleteVolumeRequest, name, deletion);
             answer(session.volumes.delete_volume(request).await)?;
             return gone(&name, &deletion.change, format);
         }
@@ -278,14 +286,7 @@ async fn subsystems(verb: SubsystemVerb, access: &Access) -> anyhow::Result<Exit
         }
         SubsystemVerb::Delete { deletion, force } => {
             let name = full_name("subsystems", &deletion.name);
-            let request = DeleteSubsystemRequest {
-                name: name.clone(),
-                etag: deletion.etag,
-                allow_missing: deletion.allow_missing,
-                force,
-                request_id: deletion.change.request_id.clone(),
-                validate_only: deletion.change.dry_run,
-            };
+            let request = deletion!(DeleteSubsystemRequest, name, deletion, force);
             answer(session.subsystems.delete_subsystem(request).await)?;
             return gone(&name, &deletion.change, format);
         }
@@ -320,13 +321,7 @@ async fn namespaces(verb: NamespaceVerb, access: &Access) -> anyhow::Result<Exit
         NamespaceVerb::Limit(verb) => limits::namespace(&mut session, verb).await?,
         NamespaceVerb::Delete(deletion) => {
             let name = namespace_name(&deletion.name);
-            let request = DeleteNamespaceRequest {
-                name: name.clone(),
-                etag: deletion.etag,
-                allow_missing: deletion.allow_missing,
-                request_id: deletion.change.request_id.clone(),
-                validate_only: deletion.change.dry_run,
-            };
+            let request = deletion!(DeleteNamespaceRequest, name, deletion);
             answer(session.namespaces.delete_namespace(request).await)?;
             return gone(&name, &deletion.change, format);
         }
@@ -355,14 +350,7 @@ async fn controllers(verb: ControllerVerb, access: &Access) -> anyhow::Result<Ex
         }
         ControllerVerb::Delete { deletion, force } => {
             let name = full_name("controllers", &deletion.name);
-            let request = DeleteControllerRequest {
-                name: name.clone(),
-                etag: deletion.etag,
-                allow_missing: deletion.allow_missing,
-                force,
-                request_id: deletion.change.request_id.clone(),
-                validate_only: deletion.change.dry_run,
-            };
+            let request = deletion!(DeleteControllerRequest, name, deletion, force);
             answer(session.controllers.delete_controller(request).await)?;
             return gone(&name, &deletion.change, format);
         }
