@@ -247,6 +247,7 @@ impl State {
             latency_ns,
             has_ring: ring,
             lease_number: lease.unwrap_or(0) as u32,
+            lease_may_follow: false,
         };
         let (bdev, device) = (open.bdev.clone(), device.key);
         Ok((channel, grant, Granted { connection, pid, bdev, device, lease, ring, drive }, fds))

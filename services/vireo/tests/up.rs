@@ -48,7 +48,13 @@ impl Host {
             let program = directory.path().join(format!("vireo-{kind}"));
             std::os::unix::fs::symlink(&fake, program).unwrap();
         }
-        std::fs::copy(env!("CARGO_BIN_EXE_vireo"), directory.path().join("vireo")).unwrap();
+        // By another process: a descriptor for writing of this one's would be inherited by what other tests start at
+        // this moment, and a file that is open for writing cannot be executed.
+        let copied = Command::new("cp")
+            .arg(env!("CARGO_BIN_EXE_vireo"))
+            .arg(directory.path().join("vireo"))
+            .status();
+        assert!(copied.unwrap().success());
         let host = Self { directory };
         host.write_config(CONFIG);
         std::fs::create_dir(host.run_dir()).unwrap();

@@ -47,7 +47,10 @@ impl Backend {
                     grant.set_kind(ChannelKind::LeaseDrive);
                     fds.splice(0..0, lease_fds);
                 }
-                Ok(None) => granted.drive = false,
+                Ok(None) => {
+                    granted.drive = false;
+                    grant.lease_may_follow = true;
+                }
                 Err(failure) => {
                     self.withdraw(channel);
                     return Err(failure);

@@ -133,6 +133,7 @@ impl State {
                 served.close(None);
             }
         }
+        self.supersede_rings();
         work + self.settle()
     }
 

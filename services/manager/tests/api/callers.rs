@@ -104,7 +104,11 @@ async fn users_have_the_roles_that_are_configured() {
     let place = tempfile::tempdir().unwrap();
     std::fs::set_permissions(place.path(), mode.clone()).unwrap();
     let program = place.path().join("program");
-    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    // By another process: a descriptor for writing of this one's would be inherited by what other tests start at this
+    // moment, and a file that is open for writing cannot be executed.
+    let own = std::env::current_exe().unwrap();
+    let copied = std::process::Command::new("cp").arg(own).arg(&program).status();
+    assert!(copied.unwrap().success());
     let api = "[api]\nadmin_groups = [\"60003\"]\nobserver_users = [\"60002\"]\n[[worker]]";
     let host = Host::start();
     std::fs::set_permissions(host.path(""), mode).unwrap();

@@ -11,7 +11,7 @@ use bdev::channel::{AnyChannel, Geometry};
 use bdev::malloc::MallocChannel;
 use bdev::null::NullChannel;
 use bdev::nvme::{DriveLease, LeaseWatch, LeasedDrive};
-use bdev::ring::client::RingChannel;
+use bdev::ring::client::{RingChannel, RingWatch};
 use ipc::device_memory::DeviceMemory;
 use ipc::event::EventFd;
 use ipc::segment::Segment;
@@ -31,7 +31,7 @@ const MIN_PAUSE: Duration = Duration::from_millis(10);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
 /// How long an attempt waits for the backend to be there, and after how long it says that there is no answer yet.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Between two looks whether a lease was taken back: a poll thread that uses it sees that at once, this is for one that
+/// Between two looks whether a lease was taken back, or may be had: a poll thread that uses it sees that at once, this is for one that
 /// does not, and whose mapping of the doorbells keeps a drive from being removed.
 const LEASE_LOOK: Duration = Duration::from_millis(200);
 /// As long as it takes.
@@ -108,8 +108,32 @@ struct Open {
     channel: usize,
     /// The backend's number for it.
     number: u64,
-    /// The drive's queue pair that goes with it.
-    lease: Option<LeaseWatch>,
+    lease: Lease,
+}
+
+/// Whether a drive's queue pair goes with a channel.
+enum Lease {
+    None,
+    Held(LeaseWatch),
+    /// There was none to be had.
+    Awaited(RingWatch),
+}
+
+impl Lease {
+    /// Returns when another channel is to be asked for.
+    async fn changed(self) {
+        let changed = || match &self {
+            Lease::None => false,
+            Lease::Held(lease) => lease.is_over(),
+            Lease::Awaited(ring) => ring.is_superseded(),
+        };
+        if matches!(self, Lease::None) {
+            std::future::pending::<()>().await;
+        }
+        while !changed() {
+            tokio::time::sleep(LEASE_LOOK).await;
+        }
+    }
 }
 
 /// One attempt.
@@ -124,8 +148,11 @@ async fn attempt(
     let (grant, fds, unclaimed) = ask(control, wanted, bdev, &session, PATIENCE).await?;
     let channel = channel(&grant, fds)?;
     let lease = match &channel {
-        AnyChannel::Drive(drive) => Some(drive.watch()),
-        _ => None,
+        AnyChannel::Drive(drive) => Lease::Held(drive.watch()),
+        AnyChannel::Ring(ring) if grant.lease_may_follow => {
+            Lease::Awaited(ring.watch().map_err(|error| Failure::internal(&error))?)
+        }
+        _ => Lease::None,
     };
     let channel = Box::new(match &control.faults {
         Some(faults) => faults.before(bdev, channel),
@@ -252,7 +279,7 @@ fn ring(segment: OwnedFd, kick: OwnedFd, geometry: Geometry) -> Result<RingChann
     RingChannel::new(segment, kick, geometry).map_err(|error| Failure::internal(&error))
 }
 
-/// Waits until the backend is gone or has taken the lease back, then tells the poll thread, which asks for another channel;
+/// Waits until the backend is gone, has taken the lease back or may grant the one it refused, then tells the poll thread, which asks for another channel;
 /// and of a backend that is gone once more, when nothing of what the channel had outstanding is under way.
 async fn watch(
     control: Arc<Control>,
@@ -261,16 +288,6 @@ async fn watch(
     (backend, bdev): (String, String),
 ) {
     let Open { session, channel, number, lease } = open;
-    let over = async {
-        match lease {
-            Some(lease) => {
-                while !lease.is_over() {
-                    tokio::time::sleep(LEASE_LOOK).await;
-                }
-            }
-            None => std::future::pending().await,
-        }
-    };
     tokio::select! {
         () = session.closed() => {
             static LIMIT: Limit = Limit::per_second(5);
@@ -280,7 +297,7 @@ async fn watch(
                 tracing::warn!(backend = session.peer(), suppressed, "backend gone");
             }
         }
-        () = over => {}
+        () = lease.changed() => {}
     }
     // A channel that was closed since is nobody's any more, and its address may be another's.
     let ours = |opened: &Opened| match session.is_closed() {

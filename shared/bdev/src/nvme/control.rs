@@ -72,6 +72,8 @@ pub(super) enum Told {
     Leased(Box<Leased>),
     /// The drive does nothing of a lease any more.
     Unleased(u64),
+    /// The queue pair of one that is over may be another's now.
+    Freed,
 }
 
 /// A lease that is wanted.
@@ -278,6 +280,9 @@ impl Control {
         let found = self.lessor.look();
         for (queue, command) in found.aborts {
             self.abort(queue, command);
+        }
+        if found.freed {
+            self.tell(Told::Freed);
         }
         if let Some(error) = found.failed {
             self.lose(&error);

@@ -55,6 +55,8 @@ pub(super) struct Found {
     pub aborts: Vec<(QueueId, CommandId)>,
     /// Commands are not answered though aborted.
     pub hang: bool,
+    /// Queue pairs that others may have now.
+    pub freed: bool,
     /// A queue pair could not be made again.
     pub failed: Option<nvme_driver::Error>,
 }
@@ -158,13 +160,15 @@ impl Lessor {
                 }
             }
         }
-        self.bury();
+        found.freed = self.bury();
         found
     }
 
-    /// Lets go of queue pairs that nobody can ring for any more.
-    pub fn bury(&mut self) {
+    /// Lets go of queue pairs that nobody can ring for any more; whether there were some.
+    pub fn bury(&mut self) -> bool {
+        let before = self.graves.len();
         self.graves.retain(|lease| !(lease.is_obeyed() || is_dead(lease.holder)));
+        self.graves.len() < before
     }
 }
 

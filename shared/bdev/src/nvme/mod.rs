@@ -82,6 +82,8 @@ pub struct NvmeDevice {
     engine: Box<Engine>,
     read_only: bool,
     polled: bool,
+    /// The drive was found again, or a queue pair came free.
+    openings: bool,
     asks: Sender<Ask>,
     told: Receiver<Told>,
     flags: Flags,
@@ -145,6 +147,7 @@ impl NvmeDevice {
             engine: Box::new(Engine::new(found)),
             read_only: options.read_only,
             polled: options.polled,
+            openings: false,
             asks,
             told,
             flags,
@@ -175,6 +178,11 @@ impl NvmeDevice {
         self.engine.gates.expect(id);
         self.engine.outbox.push_back(Ask::Lease(Box::new(Wish { id, holder, answer })));
         self.send();
+    }
+
+    /// Whether leases that were refused might be granted since this was asked last.
+    pub fn take_openings(&mut self) -> bool {
+        std::mem::take(&mut self.openings)
     }
 
     /// Ends a lease; none of this name is well. What was outstanding of it is over before memory that is forgotten
@@ -242,6 +250,7 @@ impl NvmeDevice {
                 }
                 told => told,
             };
+            self.openings |= matches!(told, Told::Found(_) | Told::Unleased(_) | Told::Freed);
             if let Told::Found(found) = &told
                 && let Some(interrupt) = found.queue.event()
                 && let Err(error) =

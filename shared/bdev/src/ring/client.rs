@@ -10,6 +10,7 @@ use ipc::guest_memory::RegionTable;
 use ipc::layout::channel::ChannelLayout;
 use ipc::ring::{Consumer, Producer, RingError};
 use ipc::segment::Segment;
+use std::sync::atomic::Ordering;
 
 /// A channel that a backend serves.
 pub struct RingChannel {
@@ -25,6 +26,17 @@ pub struct RingChannel {
     busy: SlotSet,
     backend: EventFd,
     gone: bool,
+}
+
+/// A look at a channel's segment from elsewhere.
+pub struct RingWatch(Segment<ChannelLayout>);
+
+impl RingWatch {
+    /// Whether the backend may grant a lease by now, which it could not when this channel was opened.
+    pub fn is_superseded(&self) -> bool {
+        // Relaxed: only a hint to ask.
+        self.0.superseded.load(Ordering::Relaxed) != 0
+    }
 }
 
 impl RingChannel {
@@ -49,6 +61,20 @@ impl RingChannel {
             busy: SlotSet::default(),
             backend,
             gone: false,
+        })
+    }
+
+    /// To look whether a lease may be had by now.
+    ///
+    /// # Errors
+    /// The segment cannot be mapped once more.
+    pub fn watch(&self) -> Result<RingWatch, Error> {
+        let fd = self.segment.fd().try_clone_to_owned();
+        let fd = fd.map_err(|error| Error::io("dup channel segment", error))?;
+        Segment::open(fd).map(RingWatch).map_err(|source| Error {
+            kind: ErrorKind::Internal,
+            what: "map a channel segment".to_owned(),
+            source: Some(Box::new(source)),
         })
     }
 

@@ -13,6 +13,7 @@ use ipc::ring::{Consumer, Producer, RingError};
 use ipc::segment::Segment;
 use ipc::trace::TraceWriter;
 use nix::time::{ClockId, clock_gettime};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// One worker's ring, served.
@@ -134,6 +135,12 @@ impl RingServer {
     pub fn close(&mut self) {
         self.gone = true;
         self.deferred = None;
+    }
+
+    /// Tells the worker that it may have a lease by now; the ring goes on as long as it is used.
+    pub fn supersede(&self) {
+        // Relaxed: only a hint to ask.
+        self.segment.superseded.store(1, Ordering::Relaxed);
     }
 
     /// Whether nothing is taken any more.

@@ -42,6 +42,9 @@ pub struct ChannelLayout {
     /// Entries in use of each ring; a power of two. Set by the backend before it hands the segment over; each side
     /// reads it once.
     pub depth: AtomicU32,
+    /// Not 0 once the backend may grant a lease in place of this ring, which it could not when it was asked. Set by the
+    /// backend; the worker then asks for another channel, and closes this one when nothing is outstanding.
+    pub superseded: AtomicU32,
     submission_control: RingControl,
     completion_control: RingControl,
     submissions: [RingEntry<SUBMISSION_WORDS>; MAX_CHANNEL_DEPTH],

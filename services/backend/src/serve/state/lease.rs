@@ -66,6 +66,22 @@ impl State {
         }
     }
 
+    /// Tells workers that have rings for want of a queue pair of this device that one may be had now.
+    pub(super) fn supersede_rings(&mut self) {
+        for (&key, device) in &mut self.devices {
+            let AnyChannel::Nvme(drive) = &mut device.channel else { continue };
+            if !drive.take_openings() {
+                continue;
+            }
+            let refused = |served: &&Served| {
+                served.device == key && served.lease == Lease::Held && !drive.has_lease(served.key)
+            };
+            self.channels.iter().flatten().filter(refused).for_each(|served| {
+                served.server.supersede();
+            });
+        }
+    }
+
     /// Memory came: holders of leases learn where the drive reaches it.
     pub(super) fn share(&mut self, owner: Owner, id: RegionId, region: &Arc<Region>) {
         for served in self.channels.iter().flatten() {

@@ -23,8 +23,8 @@ impl Engine {
             Told::Renewed(queue) => self.link = Link::Up(queue),
             Told::Changed(drive) => self.drive = drive,
             Told::Unleased(id) => self.gates.remove(id),
-            // The device's own: it hands the lease on.
-            Told::Leased(_) => {}
+            // The device's own: it hands leases on.
+            Told::Leased(_) | Told::Freed => {}
             Told::Lost => return self.lose(complete),
             Told::Found(found) => {
                 let Attachment { drive, queue, buffers, zeroes } = *found;
