@@ -58,5 +58,5 @@ pub use error::{ConnectError, Error, IoError};
 pub use memory::{DmaBuffer, MemoryError, Registered};
 pub use namespace::Namespace;
 pub use options::{DataPointer, Options, QueueOptions, ShadowDoorbells};
-pub use queue_pair::{Completed, QueueCounters, QueuePair, Reason, Rejected};
+pub use queue_pair::{Completed, Next, QueueCounters, QueuePair, Reason, Rejected};
 pub use request::Request;

@@ -1,7 +1,7 @@
 //! One queue pair under load. Hot path: nothing is allocated, formatted or asked of the system between two completions;
 //! the clock is read once for a handful of them.
 
-use nvme_driver::{Completed, DmaBuffer, IoError, Namespace, QueuePair, Reason, Request};
+use nvme_driver::{Completed, DmaBuffer, IoError, Namespace, Next, QueuePair, Reason, Request};
 use nvme_spec::Lba;
 
 use super::address::{Access, Addresses};
@@ -22,6 +22,14 @@ pub(super) const NOTES_MAX: usize = 8;
 struct Flight {
     start: u64,
     access: Access,
+}
+
+/// An I/O that ended and has a successor in its slot; both are looked at when the controller knows of the successor.
+#[derive(Debug, Clone, Copy, Default)]
+struct Ended {
+    slot: u32,
+    write: bool,
+    good: bool,
 }
 
 /// What a lane counted.
@@ -56,8 +64,7 @@ pub struct Lane {
     upcoming: Access,
     /// It was started, and the next one is not thought of yet.
     upcoming_used: bool,
-    /// What is to be counted when the controller knows what comes next: ticks that it took, and whether it was a write.
-    ended: [(u64, bool); BATCH],
+    ended: [Ended; BATCH],
     flights: Box<[Flight]>,
     /// Slots without an I/O, with their buffers.
     idle: Vec<(u32, DmaBuffer)>,
@@ -92,7 +99,7 @@ impl Lane {
             addresses,
             upcoming,
             upcoming_used: false,
-            ended: [(0, false); BATCH],
+            ended: [Ended::default(); BATCH],
             flights: flights.into_boxed_slice(),
             // The first slot last, as it is taken from the end.
             idle: idle.map(|(slot, buffer)| (slot as u32, buffer)).rev().collect(),
@@ -148,10 +155,86 @@ impl Lane {
         if !self.idle.is_empty() {
             self.start_idle(clock);
         }
-        let (mut taken, mut good) = (0, 0);
+        if self.pace.is_some() || self.checking.is_some() || self.stopping {
+            return self.take(clock);
+        }
+        let (mut taken, mut ended) = (0, 0);
+        while taken < BATCH {
+            let Some(next) = self.repeat() else { break };
+            taken += 1;
+            let (slot, good) = match next {
+                Next::Repeated(token) => (token as u32, true),
+                Next::Over(Completed { token, buffer, result }) => {
+                    self.restart(token as u32, buffer, result)
+                }
+            };
+            let Some(flight) = self.flights.get_mut(slot as usize) else { continue };
+            if let Some(last) = self.ended.get_mut(ended) {
+                *last = Ended { slot, write: flight.access.write, good };
+                ended += 1;
+            }
+            flight.access = self.upcoming;
+            self.upcoming_used = true;
+        }
+        self.queue.ring();
+        if ended > 0 {
+            self.count(clock, ended);
+        }
+        taken
+    }
+
+    /// The next completion; what succeeded goes on to the next block if that is read or written likewise.
+    #[inline(always)]
+    fn repeat(&mut self) -> Option<Next> {
+        self.think();
+        let Self { queue, flights, upcoming, geometry, namespace, .. } = self;
+        queue.next_or_repeat(namespace, |token, _| {
+            let flight = flights.get(token as usize)?;
+            (flight.access.write == upcoming.write).then(|| Lba(geometry.lba(upcoming.block)))
+        })
+    }
+
+    /// Starts the next I/O in the slot of one that is over; the slot, and whether that one succeeded.
+    fn restart(
+        &mut self,
+        slot: u32,
+        buffer: Option<DmaBuffer>,
+        result: Result<u32, IoError>,
+    ) -> (u32, bool) {
+        let Some(&Flight { access, .. }) = self.flights.get(slot as usize) else {
+            return (slot, false);
+        };
+        let good = result.is_ok();
+        if let Err(error) = result {
+            self.failed(access, error);
+        }
+        match buffer {
+            Some(buffer) => drop(self.start(slot, buffer, self.upcoming)),
+            None => self.broken("the driver lost a buffer"),
+        }
+        (slot, good)
+    }
+
+    /// Counts what ended, and thinks of what comes next, while the controller is at work. The time of both, the end and
+    /// what was started with it, is when the controller was told.
+    #[inline]
+    fn count(&mut self, clock: &Clock, ended: usize) {
+        let now = clock.now();
+        for &Ended { slot, write, good } in self.ended.iter().take(ended) {
+            let Some(flight) = self.flights.get_mut(slot as usize) else { continue };
+            let start = std::mem::replace(&mut flight.start, now);
+            if good {
+                self.counts.count(write, clock.nanos(start, now));
+            }
+        }
+        self.think();
+    }
+
+    /// Takes completions, and starts nothing in their place: that is for `start_idle`.
+    fn take(&mut self, clock: &Clock) -> usize {
+        let mut taken = 0;
         let mut now = 0;
         while taken < BATCH {
-            // Taken apart at once: a whole one that is copied waits for its parts to be stored.
             let Some(Completed { token, buffer, result }) = self.queue.next_completion() else {
                 break;
             };
@@ -159,24 +242,22 @@ impl Lane {
                 now = clock.now();
             }
             taken += 1;
-            self.complete(token as u32, buffer, result, now, &mut good);
+            let slot = token as u32;
+            let Some(&Flight { start, access }) = self.flights.get(slot as usize) else { continue };
+            let Some(buffer) = buffer else {
+                self.broken("the driver lost a buffer");
+                break;
+            };
+            let good = result.is_ok();
+            match result {
+                Ok(_) => self.counts.count(access.write, clock.nanos(start, now)),
+                Err(error) => self.failed(access, error),
+            }
+            self.settle(access, &buffer, good);
+            self.idle.push((slot, buffer));
         }
         self.queue.ring();
-        if good > 0 {
-            self.count(clock, good);
-        }
         taken
-    }
-
-    /// Counts what ended, and thinks of what comes next, while the controller is at work.
-    #[inline]
-    fn count(&mut self, clock: &Clock, good: usize) {
-        for &(ticks, write) in self.ended.iter().take(good) {
-            let nanos = clock.nanos(0, ticks);
-            self.counts.kinds[usize::from(write)].record(nanos);
-            self.counts.timeline.record(nanos);
-        }
-        self.think();
     }
 
     /// Sees to it that the next I/O is known.
@@ -196,46 +277,9 @@ impl Lane {
         }
     }
 
-    #[inline(always)]
-    fn complete(
-        &mut self,
-        slot: u32,
-        buffer: Option<DmaBuffer>,
-        result: Result<u32, IoError>,
-        now: u64,
-        counted: &mut usize,
-    ) {
-        let Some(&Flight { start, access }) = self.flights.get(slot as usize) else { return };
-        let Some(buffer) = buffer else {
-            return self.broken("the driver lost a buffer");
-        };
-        let good = result.is_ok();
-        if good && let Some(ended) = self.ended.get_mut(*counted) {
-            *ended = (now.saturating_sub(start), access.write);
-            *counted += 1;
-        }
-        if let Err(error) = result {
-            self.failed(access, error);
-        }
-        if self.checking.is_some() {
-            self.settle(access, &buffer, good);
-        }
-        if self.pace.is_some() || self.stopping || self.checking.is_some() {
-            // The slow way: taken up again by `start_idle`.
-            self.idle.push((slot, buffer));
-            return;
-        }
-        self.think();
-        self.start(slot, buffer, self.upcoming, now);
-        self.upcoming_used = true;
-    }
-
     /// Submits one I/O.
     #[inline]
-    fn start(&mut self, slot: u32, buffer: DmaBuffer, access: Access, start: u64) -> bool {
-        if let Some(flight) = self.flights.get_mut(slot as usize) {
-            *flight = Flight { start, access };
-        }
+    fn start(&mut self, slot: u32, buffer: DmaBuffer, access: Access) -> bool {
         let lba = Lba(self.geometry.lba(access.block));
         let request = match access.write {
             false => Request::read(&self.namespace, lba, buffer),
@@ -304,7 +348,10 @@ impl Lane {
                 }
                 now = clock.now();
             }
-            if !self.start(slot, buffer, access, now) {
+            if let Some(flight) = self.flights.get_mut(slot as usize) {
+                *flight = Flight { start: now, access };
+            }
+            if !self.start(slot, buffer, access) {
                 if let Some(checking) = &mut self.checking {
                     checking.unclaim(access);
                 }
@@ -349,7 +396,11 @@ impl Lane {
                     break;
                 };
                 let Some((slot, buffer)) = self.idle.pop() else { break };
-                self.start(slot, buffer, Access { block, write: false }, 0);
+                let access = Access { block, write: false };
+                if let Some(flight) = self.flights.get_mut(slot as usize) {
+                    *flight = Flight { start: 0, access };
+                }
+                self.start(slot, buffer, access);
             }
             self.queue.ring();
             let Some(done) = self.queue.next_completion() else {
@@ -372,6 +423,15 @@ impl Lane {
             }
             self.idle.push((slot, buffer));
         }
+    }
+}
+
+impl Counts {
+    /// An I/O that succeeded took so long.
+    #[inline]
+    fn count(&mut self, write: bool, nanos: u64) {
+        self.kinds[usize::from(write)].record(nanos);
+        self.timeline.record(nanos);
     }
 }
 

@@ -2,23 +2,59 @@
 
 use std::time::Instant;
 
-use nvme_spec::Status;
+use nvme_spec::command::CommandDword0;
+use nvme_spec::nvm::IoDword12;
+use nvme_spec::{CommandId, Lba, NvmOpcode, Status};
 
-use super::slot::{NONE, State};
-use super::{Completed, QueuePair};
+use super::slot::{NONE, Slot, State};
+use super::{Completed, Next, QueuePair};
 use crate::error::IoError;
+use crate::memory::DmaBuffer;
+use crate::namespace::Namespace;
+use crate::prp::Lists;
+use crate::request::{Request, Shape};
 use crate::retry::retryable;
 
 impl QueuePair {
     /// The next request that is over, if there is one. Cheap when there is none; it also keeps time.
     #[inline(always)]
     pub fn next_completion(&mut self) -> Option<Completed> {
+        match self.next(|_, _, _| None)? {
+            Next::Over(completed) => Some(completed),
+            Next::Repeated(_) => None,
+        }
+    }
+
+    /// As [`next_completion`](Self::next_completion), but a request that succeeded may go again at once, with its buffer,
+    /// its number and its length, to the block that `place` returns. `place` sees its number and its buffer, with what was
+    /// read. Only what goes as one command of `namespace` is sent again; everything else is over. As with
+    /// [`submit`](Self::submit), the controller hears of it by [`ring`](Self::ring).
+    #[inline(always)]
+    pub fn next_or_repeat(
+        &mut self,
+        namespace: &Namespace,
+        mut place: impl FnMut(u64, &DmaBuffer) -> Option<Lba>,
+    ) -> Option<Next> {
+        // While a split request waits, slots are to come free.
+        let starved = self.ack_at == 0;
+        self.next(|slot, cid, lists| match starved {
+            false => repeat(slot, cid, namespace, lists, &mut place),
+            true => None,
+        })
+    }
+
+    /// The next completion; `again` makes the entry of what is sent again from the slot of what succeeded.
+    #[inline(always)]
+    fn next(
+        &mut self,
+        mut again: impl FnMut(&mut Slot, u16, &Lists) -> Option<[u64; 8]>,
+    ) -> Option<Next> {
         loop {
             if self.budget == 0 {
                 match self.housekeep() {
                     None if self.cold.dead => return None,
                     None => {}
-                    some => return some,
+                    some => return some.map(Next::Over),
                 }
             }
             let Some(high) = self.cq.peek() else {
@@ -32,18 +68,26 @@ impl QueuePair {
                 self.slots.get_mut(usize::from(cid)).filter(|slot| slot.state == State::Whole);
             let Some(slot) = slot.filter(|_| status == 0 && sqid == self.qid) else {
                 if let Some(completed) = self.complete_other(high) {
-                    return Some(completed);
+                    return Some(Next::Over(completed));
                 }
                 continue;
             };
+            let token = slot.token;
+            if let Some(entry) = again(slot, cid, &self.lists) {
+                slot.epoch = self.epoch;
+                self.sq.push(entry);
+                self.sqhd = sqhd;
+                self.took_entry();
+                return Some(Next::Repeated(token));
+            }
             slot.state = State::Free;
             slot.next = self.free;
-            let (token, buffer) = (slot.token, slot.buffer.take());
+            let buffer = slot.buffer.take();
             self.free = cid;
             self.sqhd = sqhd;
             self.in_flight -= 1;
             self.took_entry();
-            return Some(Completed { token, buffer, result: Ok(0) });
+            return Some(Next::Over(Completed { token, buffer, result: Ok(0) }));
         }
     }
 
@@ -149,4 +193,36 @@ impl QueuePair {
         }
         true
     }
+}
+
+/// Sends the request of a slot to another place; its entry, if it goes as one command of the namespace.
+#[inline(always)]
+fn repeat(
+    slot: &mut Slot,
+    index: u16,
+    namespace: &Namespace,
+    lists: &Lists,
+    place: impl FnOnce(u64, &DmaBuffer) -> Option<Lba>,
+) -> Option<[u64; 8]> {
+    let limits = namespace.limits;
+    let same = slot.nsid == namespace.nsid() && u32::from(slot.block_shift) == limits.block_shift;
+    let allowed = slot.opcode == NvmOpcode::READ || namespace.is_writable();
+    let buffer = slot.buffer.as_ref()?;
+    if !same || !allowed || slot.shape != Shape::Data {
+        return None;
+    }
+    let slba = place(slot.token, buffer)?;
+    let blocks = u64::from(IoDword12::from_bits(slot.cdw12).nlb_z()) + 1;
+    if !limits.fits(slba, blocks) || slba.0.checked_add(blocks).is_none() {
+        return None;
+    }
+    let data = lists.point(index.into(), buffer.iova().0, buffer.len());
+    slot.slba = slba;
+    slot.retries = 0;
+    slot.aborted = false;
+    let cdw0 = CommandDword0::new()
+        .with_opcode(slot.opcode.0)
+        .with_psdt(data.psdt())
+        .with_cid(CommandId(index));
+    Some(Request::entry(cdw0, slot.nsid, data.words, slba, slot.cdw12))
 }

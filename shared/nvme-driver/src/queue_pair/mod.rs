@@ -137,6 +137,15 @@ pub struct Completed {
     pub result: Result<u32, IoError>,
 }
 
+/// What [`QueuePair::next_or_repeat`] found.
+#[derive(Debug)]
+pub enum Next {
+    /// The request of this number succeeded, and is on its way again.
+    Repeated(u64),
+    /// A request is over.
+    Over(Completed),
+}
+
 /// A request that was not taken, back again.
 #[derive(Debug, thiserror::Error)]
 #[error("{reason}")]
