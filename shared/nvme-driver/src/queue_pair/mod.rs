@@ -41,6 +41,8 @@ use slot::{NONE, Parent, Slot};
 const HOUSEKEEPING_INTERVAL: u32 = 1024;
 /// The head is told at the latest when this part of the completion queue was taken.
 const ACK_PART: u32 = 4;
+/// The same where the head is told along with every tail.
+const EAGER_ACK_PART: u32 = 2;
 /// Longest sleep on an interrupt, so that time-outs and a dead target are noticed.
 const SLEEP_MAX: Duration = Duration::from_millis(20);
 
@@ -235,8 +237,9 @@ impl QueuePair {
             looked: now,
             counters: QueueCounters::default(),
         };
+        let eager_ack = cost == DoorbellCost::Memory || inner.shadow.is_some();
         let mut queue = Self {
-            ack_at: ack_interval(&cq),
+            ack_at: ack_interval(&cq, eager_ack),
             sq,
             cq,
             slots: (0..depth).map(|_| Slot::default()).collect(),
@@ -248,7 +251,7 @@ impl QueuePair {
             sqhd: 0,
             epoch: 0,
             unacked: 0,
-            eager_ack: cost == DoorbellCost::Memory || inner.shadow.is_some(),
+            eager_ack,
             budget: HOUSEKEEPING_INTERVAL,
             sq_bell,
             cq_bell,
@@ -300,6 +303,13 @@ impl QueuePair {
     #[must_use]
     pub fn event(&self) -> Option<BorrowedFd<'_>> {
         self.cold.event.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Whether there is a completion to take. It keeps no time: only taking does.
+    #[inline(always)]
+    #[must_use]
+    pub fn has_completion(&self) -> bool {
+        self.cq.peek().is_some()
     }
 
     /// Tells the controller of what was submitted since the last time. Nothing new, nothing told.
@@ -395,7 +405,7 @@ impl QueuePair {
     }
 
     fn ack_interval(&self) -> u32 {
-        ack_interval(&self.cq)
+        ack_interval(&self.cq, self.eager_ack)
     }
 
     /// Whether a split request waits for free slots.
@@ -413,9 +423,11 @@ impl QueuePair {
     }
 }
 
-/// How many completions of a queue make it worth telling.
-fn ack_interval(cq: &CompletionRing) -> u32 {
-    (cq.size() / ACK_PART).max(1)
+/// How many completions of a queue make it worth telling. Where the head goes along with every tail, only when the
+/// controller might run out of room: a head by itself moves the doorbells' line once more than needed.
+fn ack_interval(cq: &CompletionRing, eager: bool) -> u32 {
+    let part = if eager { EAGER_ACK_PART } else { ACK_PART };
+    (cq.size() / part).max(1)
 }
 
 impl Drop for QueuePair {
