@@ -373,6 +373,9 @@ impl Handler for Backend {
             | request::Body::SetFaults(_)
             | request::Body::PauseEndpoint(_)
             | request::Body::ResumeEndpoint(_)
+            | request::Body::PauseNamespace(_)
+            | request::Body::ResumeNamespace(_)
+            | request::Body::ReadNamespace(_)
             | request::Body::Reload(_) => Err(Failure::unsupported()),
         }
     }

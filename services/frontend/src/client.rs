@@ -148,6 +148,8 @@ impl Client<'_> {
     /// Until the client leaves or the endpoint is to stop.
     async fn run(&mut self) -> Result<(), ConnectionError> {
         let mut changes = self.shared.subsystem.changes();
+        // One may have come since the client did.
+        changes.mark_changed();
         let mut resets = self.shared.subsystem.resets();
         let mut limits = self.shared.subsystem.limits().changes();
         let mut pauses = self.pauses.clone();
@@ -181,6 +183,8 @@ impl Client<'_> {
             }
             self.advance()?;
             self.shared.pause.tell(self.function.is_still());
+            let (function, pauses) = (&*self.function, self.shared.subsystem.pauses());
+            pauses.look(function.controller().id(), |nsid| function.is_namespace_still(nsid));
             let change = *changes.borrow();
             if self.function.is_settled() && !changes.has_changed().unwrap_or(false) {
                 self.shared.settled.send_replace(change);

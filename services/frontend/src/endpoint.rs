@@ -420,6 +420,8 @@ async fn run(shared: Arc<Shared>, mut function: Function, listener: UnixListener
         // What changes from here on waits for this client.
         shared.settled.send_replace(0);
         shared.pause.tell(false);
+        let id = function.controller().id();
+        shared.subsystem.pauses().enter(id);
         if let Err(error) = client::serve(&mut function, &shared, socket, generation).await {
             tracing::error!(
                 endpoint = shared.name,
@@ -429,6 +431,7 @@ async fn run(shared: Arc<Shared>, mut function: Function, listener: UnixListener
             shared.settled.send_replace(u64::MAX);
         }
         shared.pause.tell(true);
+        shared.subsystem.pauses().leave(id);
         shared.client.send_replace(None);
     }
     shared.subsystem.lock().remove_controller(function.controller().id());

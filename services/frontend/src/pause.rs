@@ -1,5 +1,9 @@
-//! Whether an endpoint's commands are fetched. It belongs to the endpoint: its clients come and go, its workers restart, and
-//! it stays paused.
+//! Whether an endpoint's commands are fetched, and whether a namespace's ([`NamespacePauses`]) are sent on. It belongs to the
+//! endpoint or the namespace: clients come and go, workers restart, and it stays paused.
+
+mod namespaces;
+
+pub use namespaces::NamespacePauses;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,19 +11,19 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use vireo_proto::handoff::PauseState;
 
-/// What is wanted of an endpoint.
+/// What is wanted of an endpoint or a namespace.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
-    /// Its commands are not to be fetched.
+    /// Its commands are not to be fetched, or not to be sent on.
     pub paused: bool,
     /// Raised by whoever wants something: what was wanted before is forgotten, with its times.
     number: u64,
 }
 
-/// An endpoint's pause.
+/// The pause of an endpoint or a namespace.
 pub struct Pause {
     wanted: watch::Sender<Wanted>,
-    /// Nothing is fetched, and nothing is in flight.
+    /// Nothing is sent on, and nothing is in flight.
     still: watch::Sender<bool>,
 }
 
@@ -75,12 +79,17 @@ impl Pause {
         }
     }
 
+    /// Whether it is to be paused, whether it is already or not.
+    pub fn is_wanted(&self) -> bool {
+        self.wanted.borrow().paused
+    }
+
     /// What is wanted, now and later.
     pub fn wanted(&self) -> watch::Receiver<Wanted> {
         self.wanted.subscribe()
     }
 
-    /// Says whether nothing is fetched and nothing is in flight: true where there is no client.
+    /// Says whether nothing is sent on and nothing is in flight: true where there is no client.
     pub fn tell(&self, still: bool) {
         self.still.send_if_modified(|known| std::mem::replace(known, still) != still);
     }

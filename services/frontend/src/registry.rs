@@ -1,5 +1,7 @@
 //! What this frontend serves: subsystems and endpoints as the manager wants them.
 
+mod pauses;
+
 use crate::backends::Backends;
 use crate::endpoint::{Endpoint, EndpointConfig};
 use crate::store::Store;
@@ -311,11 +313,12 @@ impl Registry {
         let targets = self.lock();
         let mut items = Vec::new();
         for (name, known) in &targets.subsystems {
-            let mut item = |kind: &str, name: String, message: String| {
+            let mut item = |kind: &str, name: String, message: String, paused: bool| {
                 let (kind, state) = (kind.to_owned(), "ready".to_owned());
-                items.push(StatusItem { kind, name, state, message, ..StatusItem::default() });
+                items.push(StatusItem { kind, name, state, message, paused });
             };
-            item("subsystem", name.clone(), known.names[0].clone());
+            item("subsystem", name.clone(), known.names[0].clone(), false);
+            let paused = known.shared.pauses().paused();
             for (nsid, namespace) in known.shared.lock().namespaces() {
                 let config = namespace.config();
                 let message = format!(
@@ -324,7 +327,7 @@ impl Registry {
                     config.size,
                     1_u64 << config.block_shift
                 );
-                item("namespace", format!("{name}/{}", nsid.0), message);
+                item("namespace", format!("{name}/{}", nsid.0), message, paused.contains(&nsid));
             }
         }
         let mut item = |endpoint: &Endpoint, state: &str| {
@@ -425,19 +428,11 @@ impl Handler for Registry {
                 let report = endpoint.report(read.first_worker as usize);
                 Ok(Answer::new(reply::Body::EndpointReport(report)))
             }
-            request::Body::PauseEndpoint(pause) => {
-                let settle = Duration::from_nanos(pause.settle_ns);
-                let longest = Duration::from_nanos(pause.longest_ns);
-                let endpoint = self.endpoint(&pause.endpoint)?;
-                endpoint.pause().begin(settle, (!longest.is_zero()).then_some(longest));
-                tracing::info!(endpoint = pause.endpoint, "endpoint paused");
-                Ok(Answer::done())
-            }
-            request::Body::ResumeEndpoint(resume) => {
-                self.endpoint(&resume.endpoint)?.pause().end();
-                tracing::info!(endpoint = resume.endpoint, "endpoint goes on");
-                Ok(Answer::done())
-            }
+            request::Body::PauseEndpoint(pause) => self.pause_endpoint(&pause),
+            request::Body::ResumeEndpoint(resume) => self.resume_endpoint(&resume),
+            request::Body::PauseNamespace(pause) => self.pause_namespace(&pause),
+            request::Body::ResumeNamespace(resume) => self.resume_namespace(&resume),
+            request::Body::ReadNamespace(read) => self.read_namespace(&read),
             _ => Err(Failure::unsupported()),
         }
     }

@@ -2,6 +2,7 @@
 //! their change.
 
 use crate::limits::SharedLimits;
+use crate::pause::NamespacePauses;
 use crate::store::{Changes, Store, StoreError};
 use nvme::{NamespaceConfig, Subsystem, SubsystemError};
 use nvme_spec::Nsid;
@@ -18,6 +19,7 @@ pub struct SharedSubsystem {
     resets: watch::Sender<u64>,
     bdevs: Mutex<Bdevs>,
     limits: SharedLimits,
+    pauses: NamespacePauses,
 }
 
 /// Names of block devices by that of their backend.
@@ -34,6 +36,7 @@ impl SharedSubsystem {
             changes: watch::Sender::new(0),
             resets: watch::Sender::new(0),
             bdevs: Mutex::default(),
+            pauses: NamespacePauses::default(),
         }
     }
 
@@ -45,6 +48,11 @@ impl SharedSubsystem {
     /// What its namespaces and controllers may do.
     pub fn limits(&self) -> &SharedLimits {
         &self.limits
+    }
+
+    /// Which of its namespaces are paused.
+    pub fn pauses(&self) -> &NamespacePauses {
+        &self.pauses
     }
 
     /// The subsystem, for its controllers.
@@ -93,7 +101,9 @@ impl SharedSubsystem {
     /// [`SubsystemError`].
     pub fn remove_namespace(&self, nsid: Nsid) -> Result<(), SubsystemError> {
         self.bdevs();
-        self.lock().remove_namespace(nsid)
+        self.lock().remove_namespace(nsid)?;
+        self.pauses.forget(nsid);
+        Ok(())
     }
 
     /// Nothing is in flight to namespaces that were removed.

@@ -27,7 +27,7 @@ use crate::register::Registers;
 use ipc::layout::controller::ControllerLayout;
 use ipc::segment::Segment;
 use namespaces::Seen;
-use nvme_spec::ControllerId;
+use nvme_spec::{ControllerId, Nsid};
 use state::State;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -206,6 +206,21 @@ impl Controller {
             !seat.draining && (!seat.attached || seen >= number)
         };
         number % 2 == 1 && workers.iter().all(still)
+    }
+
+    /// Whether a namespace is paused, no block device has anything of it that came by this controller, and no backend
+    /// formats it at the controller's request.
+    pub fn is_namespace_still(&self, nsid: Nsid, workers: &[WorkerSeat]) -> bool {
+        let Some(index) = crate::namespace::index_of(nsid) else { return false };
+        let Some(row) = self.segment.namespaces.get(index) else { return false };
+        let number = row.pause_number.load(Ordering::Relaxed);
+        let still = |seat: &WorkerSeat| {
+            // Acquire: pairs with the worker's Release; what it had in flight has ended.
+            let seen = seat.queues.paused.get(index).map(|seen| seen.load(Ordering::Acquire));
+            !seat.draining && (!seat.attached || seen == Some(number))
+        };
+        let formats = self.work.iter().any(|work| work.formats(nsid));
+        number != 0 && !formats && workers.iter().all(still)
     }
 
     /// Has the workers look at the limits.

@@ -57,6 +57,8 @@ pub struct Namespace {
     pub(crate) formatting: Option<BTreeSet<ControllerId>>,
     /// Where in which trace it was asked for.
     pub(crate) asked_in: [u64; 3],
+    /// The number of its pause; 0 if it is not paused.
+    pub(crate) pause: u64,
 }
 
 /// The identifiers that stay the same as long as subsystem, NSID and block device do.
@@ -96,7 +98,7 @@ impl Identity {
 
 impl Namespace {
     pub(crate) fn new(config: NamespaceConfig, identity: Identity, generation: u32) -> Self {
-        Self { config, identity, generation, formatting: None, asked_in: [0; 3] }
+        Self { config, identity, generation, formatting: None, asked_in: [0; 3], pause: 0 }
     }
 
     /// What the namespace is made of, format and protection as they are now.
@@ -160,6 +162,7 @@ pub(crate) fn store_row(row: &NamespaceRow, namespace: Option<&Namespace>) {
     row.block_shift.store(config.block_shift, Ordering::Relaxed);
     row.blocks.store(namespace.blocks().0, Ordering::Relaxed);
     row.flags.store(namespace.flags(), Ordering::Relaxed);
+    row.pause_number.store(namespace.pause, Ordering::Relaxed);
     // Release: pairs with the worker's Acquire of the state.
     row.state.store(1, Ordering::Release);
 }

@@ -83,6 +83,8 @@ pub struct Subsystem {
     connected: BTreeSet<ControllerId>,
     change: u64,
     generation: u32,
+    /// Pauses of namespaces so far.
+    pauses: u64,
 }
 
 impl Subsystem {
@@ -113,6 +115,7 @@ impl Subsystem {
             connected: BTreeSet::new(),
             change: 0,
             generation: 0,
+            pauses: 0,
         })
     }
 
@@ -229,6 +232,36 @@ impl Subsystem {
         }
         self.touch(nsid);
         Ok(())
+    }
+
+    /// Pauses a namespace: its commands are held, and no format of it begins, until [`Subsystem::resume_namespace`].
+    /// Afterwards every controller is told; it is still when all say so ([`crate::Controller::is_namespace_still`]). One
+    /// that is paused already stays so.
+    ///
+    /// # Errors
+    /// No such namespace.
+    pub fn pause_namespace(&mut self, nsid: Nsid) -> Result<(), SubsystemError> {
+        let number = self.pauses + 1;
+        let namespace = self.namespace_mut(nsid).ok_or(SubsystemError::Missing(nsid.0))?;
+        if namespace.pause == 0 {
+            namespace.pause = number;
+            self.pauses = number;
+            self.touch(nsid);
+        }
+        Ok(())
+    }
+
+    /// Goes on with a namespace that is paused; nothing happens to any other. Afterwards every controller is told.
+    pub fn resume_namespace(&mut self, nsid: Nsid) {
+        if let Some(namespace) = self.namespace_mut(nsid).filter(|namespace| namespace.pause != 0) {
+            namespace.pause = 0;
+            self.touch(nsid);
+        }
+    }
+
+    /// The number of a namespace's pause; `None` if it is not paused.
+    pub(crate) fn pause_of(&self, nsid: Nsid) -> Option<u64> {
+        self.namespace(nsid).map(|namespace| namespace.pause).filter(|&number| number != 0)
     }
 
     /// A client came to a controller.

@@ -18,6 +18,7 @@ use ipc::layout::controller::{ControllerLayout, QueueState};
 use ipc::segment::{Segment, SegmentError};
 use nvme::{ConfigError, Context, Controller, ControllerConfig, Effect, ResetKind, Subsystem};
 use nvme::{Ticket, WorkerSeat};
+use nvme_spec::Nsid;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
@@ -323,6 +324,11 @@ impl Function {
     /// Whether the function is paused, and no block device has anything of it.
     pub fn is_still(&self) -> bool {
         self.controller.is_still(&self.seats)
+    }
+
+    /// Whether a namespace is paused, and no block device has anything of it that came by this function.
+    pub fn is_namespace_still(&self, nsid: Nsid) -> bool {
+        self.controller.is_namespace_still(nsid, &self.seats)
     }
 
     /// The subsystem was reset by one of its controllers.

@@ -39,7 +39,7 @@ pub struct ControllerLayout {
 // SAFETY: repr(C), header first, atomics alone in every nested structure.
 unsafe impl Layout for ControllerLayout {
     const KIND: u32 = u32::from_le_bytes(*b"CTRL");
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     fn header(&self) -> &SegmentHeader {
         &self.header
     }
@@ -189,6 +189,10 @@ pub struct NamespaceRow {
     /// Where in which trace the namespace was asked for: high and low half of the trace id, span id; zeroes if nowhere.
     /// What a worker does for its sake is a part of that.
     pub asked_in: [AtomicU64; 3],
+    /// Not 0: the namespace is paused. Its commands are held, while those of others go on. No two pauses of a subsystem
+    /// have the same number. A worker acknowledges it ([`super::queues::QueuesLayout::paused`]) when no block device has
+    /// anything of the namespace.
+    pub pause_number: AtomicU64,
 }
 
 /// Most Asynchronous Event Requests that a controller holds (AERL + 1).

@@ -33,12 +33,14 @@ pub struct QueuesLayout {
     pub latency: [LatencyHistogram; 3],
     /// Commands that waited for a limit, by NSID - 1.
     pub throttled: [ThrottleCounters; MAX_NAMESPACES],
+    /// [`super::controller::NamespaceRow::pause_number`] that is in effect, by NSID - 1.
+    pub paused: [AtomicU64; MAX_NAMESPACES],
 }
 
 // SAFETY: repr(C), header first, atomics alone in every nested structure.
 unsafe impl Layout for QueuesLayout {
     const KIND: u32 = u32::from_le_bytes(*b"QUES");
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     fn header(&self) -> &SegmentHeader {
         &self.header
     }

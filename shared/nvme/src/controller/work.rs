@@ -97,6 +97,11 @@ impl Work {
     pub(crate) fn awaits_backend(&self) -> bool {
         matches!(self.step, Step::Formatting(..) | Step::Flushing(_) | Step::Protecting { .. })
     }
+
+    /// Whether a backend formats this namespace.
+    pub(crate) fn formats(&self, nsid: Nsid) -> bool {
+        matches!(&self.step, Step::Formatting(format, _) if format.nsid == nsid)
+    }
 }
 
 /// A format to be done.
@@ -274,7 +279,9 @@ impl Controller {
                 Progress::Over(Ok(0))
             }
             Step::FormatDraining(format) => {
-                if cx.subsystem.is_drained(format.nsid) {
+                // A paused namespace's data stay as they are.
+                let may = cx.subsystem.pause_of(format.nsid).is_none();
+                if may && cx.subsystem.is_drained(format.nsid) {
                     self.send_format(format, cx)
                 } else {
                     Progress::Waits(step)

@@ -102,6 +102,12 @@ impl Steps {
         self.steps[..self.used].get(self.next).copied()
     }
 
+    /// Whether a step that is not done is of the namespace in row `index`.
+    pub fn is_left_in(&self, index: usize) -> bool {
+        let left = self.steps[..self.used].get(self.next..);
+        left.is_some_and(|left| left.iter().any(|step| step.namespace == index))
+    }
+
     /// Number of steps done: what Copy answers in dword 0 if the current one failed.
     pub fn done(&self) -> u32 {
         self.next as u32

@@ -189,3 +189,39 @@ fn a_sibling_that_goes_does_not_hold_a_format_up() {
     let (ticket, _) = host.request();
     host.complete(ticket, Ok(()));
 }
+
+#[test]
+fn a_paused_namespaces_format_begins_later_and_a_pause_waits_for_one_under_way() {
+    let mut host = Host::enabled();
+    host.acknowledge();
+    let still = |host: &Host| host.controller.is_namespace_still(Nsid(1), &host.workers);
+    let pause = |host: &mut Host| {
+        host.subsystem.pause_namespace(Nsid(1)).unwrap();
+        host.call(|controller, cx| controller.subsystem_changed(cx));
+        let number = host.controller.segment().namespaces[0].pause_number.load(Ordering::Relaxed);
+        assert!(!still(host), "no worker has said so");
+        for seat in &host.workers {
+            seat.queues.paused[0].store(number, Ordering::Release);
+        }
+        number
+    };
+    let first = pause(&mut host);
+    assert!(still(&host));
+    host.workers[0].draining = true;
+    assert!(!still(&host), "requests of a dead worker may be under way");
+    host.workers[0].draining = false;
+    host.submit(format(1, 1));
+    host.process();
+    host.acknowledge();
+    assert!(host.effects().iter().all(|effect| !matches!(effect, Effect::Request { .. })));
+    assert!(still(&host));
+    host.subsystem.resume_namespace(Nsid(1));
+    host.call(|controller, cx| controller.subsystem_changed(cx));
+    assert!(!still(&host));
+    let (ticket, _) = host.request();
+    assert_ne!(pause(&mut host), first);
+    assert!(!still(&host), "it is being formatted");
+    host.complete(ticket, Ok(()));
+    host.acknowledge();
+    assert!(host.completion().unwrap().status().is_success() && still(&host));
+}
