@@ -1,5 +1,9 @@
 //! Namespaces of one controller as this worker sees them, and the channels to their block devices. On the hot path.
 
+mod shut;
+
+pub use shut::{Paused, Shut};
+
 use crate::controller::Request;
 use bdev::channel::{AnyChannel, Channel};
 use ipc::guest_memory::Region;
@@ -29,14 +33,28 @@ pub struct Entry {
     pub opening: bool,
     /// Requests were submitted that are not published.
     pub unpublished: bool,
-    /// The channel belongs to a block device that is no longer the namespace's: it goes when nothing is outstanding.
-    pub retiring: bool,
+    /// Why the channel takes no new command.
+    pub shut: Shut,
+    /// The number of the namespace's pause ([`NamespaceRow::pause_number`]); 0 if it is not paused.
+    pub pause: u64,
+    /// It was acknowledged: nothing of the namespace is in flight, and nothing is to be.
+    pub still: bool,
     /// The channel's backend is gone: it takes nothing more, and what it has outstanding ends when nothing of that is
     /// under way ([`Namespaces::end`]).
     lost: bool,
 }
 
 impl Entry {
+    /// Whether the channel belongs to a block device that is no longer the namespace's: it goes when nothing is
+    /// outstanding.
+    pub fn is_retiring(&self) -> bool {
+        self.shut.has(Shut::RETIRING)
+    }
+
+    fn set_retiring(&mut self, retiring: bool) {
+        self.shut.set(Shut::RETIRING, retiring);
+    }
+
     /// Whether there is no channel to wait for that would come by itself.
     pub fn is_closed(&self) -> bool {
         self.channel.is_none() || self.lost
@@ -50,6 +68,7 @@ pub struct Namespaces {
     open: Vec<u16>,
     /// One of the channels since there was none copies ([`Channel::copies`]).
     copies: bool,
+    paused: Paused,
     /// Channels that took no place: what they were opened for is gone.
     #[expect(clippy::vec_box, reason = "a channel's address is its name, so it stays where it is")]
     discarded: Vec<Box<AnyChannel>>,
@@ -66,13 +85,16 @@ impl Namespaces {
             next: None,
             opening: false,
             unpublished: false,
-            retiring: false,
+            shut: Shut::NOT,
+            pause: 0,
+            still: false,
             lost: false,
         };
         Self {
             entries: (0..MAX_NAMESPACES).map(|_| none()).collect(),
             open: Vec::with_capacity(MAX_NAMESPACES),
             copies: false,
+            paused: Paused::default(),
             discarded: Vec::new(),
         }
     }
@@ -110,6 +132,11 @@ impl Namespaces {
             .map(|(row, _)| row)
     }
 
+    /// Rows of namespaces that are paused.
+    pub fn paused(&self) -> Paused {
+        self.paused
+    }
+
     /// Takes in a row of the controller segment. Returns what is to be asked of the control thread.
     pub fn load(&mut self, index: usize, row: &NamespaceRow) -> Option<Request> {
         let entry = self.entries.get_mut(index)?;
@@ -124,11 +151,11 @@ impl Namespaces {
         let bytes = blocks.checked_shl(block_shift).unwrap_or(u64::MAX);
         let outgrown =
             entry.channel.as_ref().is_some_and(|channel| channel.geometry().size < bytes)
-                && !entry.retiring;
+                && !entry.is_retiring();
         let other_device =
             generation != entry.generation || force_ring != entry.force_ring || outgrown;
         if !attached || other_device {
-            entry.retiring = entry.channel.is_some();
+            entry.set_retiring(entry.channel.is_some());
             entry.opening = false;
             // It leads to the device of before, and must not come into use for this one.
             self.discarded.extend(entry.next.take());
@@ -140,7 +167,12 @@ impl Namespaces {
             write_protected: flags & namespace_flags::WRITE_PROTECTED != 0,
             formatting: flags & namespace_flags::FORMATTING != 0,
         });
-        let wanted = entry.view.is_some() && (entry.channel.is_none() || entry.retiring);
+        let pause = if attached { row.pause_number.load(Ordering::Relaxed) } else { 0 };
+        entry.still &= pause == entry.pause;
+        entry.pause = pause;
+        entry.shut.set(Shut::PAUSED, entry.pause != 0);
+        self.paused.set(index, entry.pause != 0);
+        let wanted = entry.view.is_some() && (entry.channel.is_none() || entry.is_retiring());
         if !wanted || entry.opening {
             return None;
         }
@@ -152,7 +184,7 @@ impl Namespaces {
     /// formatted.
     pub fn is_draining(&self, row: usize) -> bool {
         self.entries.get(row).is_some_and(|entry| {
-            let leaving = entry.retiring || entry.view.is_none_or(|view| view.formatting);
+            let leaving = entry.is_retiring() || entry.view.is_none_or(|view| view.formatting);
             leaving && entry.channel.as_ref().is_some_and(|channel| channel.outstanding() > 0)
         })
     }
@@ -172,10 +204,11 @@ impl Namespaces {
         entry.opening = false;
         self.copies |= channel.copies();
         if entry.channel.as_ref().is_some_and(|old| old.outstanding() > 0) {
-            entry.retiring = true;
+            entry.set_retiring(true);
             return entry.next.replace(channel);
         }
-        (entry.retiring, entry.lost) = (false, false);
+        entry.set_retiring(false);
+        entry.lost = false;
         let old = entry.channel.replace(channel);
         if old.is_none() {
             self.open.push(row as u16);
@@ -190,8 +223,8 @@ impl Namespaces {
         if let Some(channel) = entry.channel.as_deref_mut() {
             set_lost(channel);
         }
-        entry.retiring = entry.channel.is_some();
-        entry.lost = entry.retiring;
+        entry.set_retiring(entry.channel.is_some());
+        entry.lost = entry.channel.is_some();
         if entry.opening || entry.view.is_none() || entry.next.is_some() {
             return None;
         }
@@ -247,10 +280,11 @@ impl Namespaces {
     pub fn take_finished(&mut self, row: usize) -> Option<Box<AnyChannel>> {
         let entry = self.entries.get_mut(row)?;
         let channel = entry.channel.as_ref()?;
-        if channel.outstanding() > 0 || !(entry.retiring || channel.is_gone()) {
+        if channel.outstanding() > 0 || !(entry.is_retiring() || channel.is_gone()) {
             return None;
         }
-        (entry.retiring, entry.lost) = (false, false);
+        entry.set_retiring(false);
+        entry.lost = false;
         let next = entry.next.take();
         if next.is_none() {
             self.open.retain(|&open| usize::from(open) != row);
@@ -385,7 +419,7 @@ mod tests {
         assert!(namespaces.take_finished(0).is_some());
         let entry = namespaces.get(0).unwrap();
         assert_eq!(entry.channel.as_deref().map(address), Some(next));
-        assert!(!entry.retiring);
+        assert!(!entry.is_retiring());
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod faults;
 mod frontend;
 mod interrupts;
 mod limits;
+mod namespace_pauses;
 mod pauses;
 mod queues;
 mod traces;

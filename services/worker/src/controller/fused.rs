@@ -1,6 +1,7 @@
 //! Fused pairs: Compare and Write as one request. NVMe Base 2.0c 6.2.
 
 use super::Controller;
+use crate::namespaces::Shut;
 use crate::slots::{Flight, Kind};
 use bdev::channel::{Channel, Submitted};
 use bdev::request::{ErrorKind, Outcome};
@@ -80,7 +81,7 @@ impl Controller {
                 return;
             }
         };
-        let entry = self.namespaces.get_mut(row).filter(|entry| !entry.retiring);
+        let entry = self.namespaces.get_mut(row).filter(|entry| entry.shut == Shut::NOT);
         let Some(entry) = entry else { return self.wait(first, flight, now) };
         let Some(channel) = &mut entry.channel else { return self.wait(first, flight, now) };
         let request = io.request(list.ranges(), u32::from(first), 0);

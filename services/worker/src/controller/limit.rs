@@ -14,6 +14,7 @@ mod account;
 
 use super::Controller;
 use super::run::row_of;
+use crate::namespaces::Paused;
 use crate::queue_pair::State;
 use crate::slots::{Flight, Kind};
 use account::{Account, Class, Cost};
@@ -182,9 +183,10 @@ impl Limits {
         self.busy.get(index).map(|&line| usize::from(line))
     }
 
-    /// When the first of all waiting commands may go.
-    fn next_due(&self) -> u64 {
-        let lines = self.busy.iter().filter_map(|&line| self.lines.get(usize::from(line)));
+    /// When the first of all waiting commands may go, but for those of paused namespaces.
+    fn next_due(&self, paused: Paused) -> u64 {
+        let busy = self.busy.iter().map(|&line| usize::from(line));
+        let lines = busy.filter(|&line| !paused.has(line)).filter_map(|line| self.lines.get(line));
         lines.map(|line| line.place.map_or(0, |place| place.release)).min().unwrap_or(u64::MAX)
     }
 }
@@ -206,9 +208,6 @@ impl Controller {
     /// Takes in what the frontend changed of the limits, and how many queues share the slots.
     #[cold]
     pub(super) fn load_limits(&mut self) {
-        if self.limits.segment.is_none() {
-            return;
-        }
         let queues = self.sqs.iter().flatten().count().max(1);
         self.limits.share = (MAX_IN_FLIGHT / 2 / queues).max(1) as u16;
         for qid in 0..self.sqs.len() {
@@ -276,6 +275,10 @@ impl Controller {
         if waits {
             return Err(line);
         }
+        if self.namespaces.paused().has(line) {
+            // It is counted when the namespace goes on.
+            return Ok(());
+        }
         if !self.limits.own.is_limited() && !self.limits.space(line).is_limited() {
             return Ok(());
         }
@@ -313,10 +316,25 @@ impl Controller {
         if let Some(counters) = self.queues.throttled.get(line) {
             add(&counters.commands, 1);
         }
-        if let Some(parked) = self.limits.parked.get_mut(qid) {
-            *parked += 1;
+        self.occupy(qid);
+    }
+
+    /// Has a command wait for its turn that waited for something else. False if nothing of it is limited.
+    pub(super) fn line_up(&mut self, slot: u16) -> bool {
+        let flight = *self.slots.flight(slot);
+        let line = Limits::line_of(usize::from(flight.namespace));
+        let limited = self.limits.own.is_limited() || self.limits.space(line).is_limited();
+        let waits = self.limits.lines.get(line).is_some_and(|line| line.len > 0);
+        if !waits && !(self.limits.any && limited) {
+            return false;
         }
-        self.hold_or_fetch(qid);
+        self.limits.push(line, slot);
+        self.limits.due = 0;
+        if let Some(counters) = self.queues.throttled.get(line) {
+            add(&counters.commands, 1);
+        }
+        self.occupy(usize::from(flight.sqid));
+        true
     }
 
     /// Lets those waiting commands go whose place is due. Returns how many.
@@ -327,8 +345,12 @@ impl Controller {
             return 0;
         }
         let mut released = 0;
+        let paused = self.namespaces.paused();
         for _ in 0..self.limits.busy.len() {
             let Some(line) = self.limits.next_line() else { break };
+            if paused.has(line) {
+                continue;
+            }
             while released < RELEASES
                 && let Some(slot) = self.due_in(line, now)
             {
@@ -339,7 +361,7 @@ impl Controller {
                 }
             }
         }
-        self.limits.due = self.limits.next_due();
+        self.limits.due = self.limits.next_due(paused);
         released
     }
 
@@ -369,7 +391,16 @@ impl Controller {
         self.retry_one(slot, now);
     }
 
-    fn unpark(&mut self, qid: usize) {
+    /// One command more of this queue waits here, or for its namespace.
+    pub(super) fn occupy(&mut self, qid: usize) {
+        if let Some(parked) = self.limits.parked.get_mut(qid) {
+            *parked += 1;
+        }
+        self.hold_or_fetch(qid);
+    }
+
+    /// One less.
+    pub(super) fn unpark(&mut self, qid: usize) {
         if let Some(parked) = self.limits.parked.get_mut(qid) {
             *parked = parked.saturating_sub(1);
         }

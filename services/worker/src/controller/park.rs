@@ -56,7 +56,9 @@ impl Controller {
         let waits = self.waiting.front().map(|&slot| {
             self.slots.flight(slot).since.saturating_add(super::channels::CHANNEL_WAIT)
         });
-        let limited = (!self.limits.is_idle()).then_some(self.limits.due);
+        // Those of paused namespaces have no time.
+        let due = (!self.limits.is_idle()).then_some(self.limits.due);
+        let limited = due.filter(|&due| due != u64::MAX);
         channels.chain(waits).chain(limited).min()
     }
 
@@ -83,7 +85,8 @@ impl Controller {
             && self.waiting.iter().take(READY_LOOKS).any(|&slot| {
                 let row = usize::from(self.slots.flight(slot).namespace);
                 self.namespaces.get(row).is_some_and(|entry| {
-                    !entry.retiring && entry.channel.as_ref().is_some_and(|c| c.outstanding() == 0)
+                    let idle = entry.channel.as_ref().is_some_and(|c| c.outstanding() == 0);
+                    idle && !entry.is_retiring()
                 })
             });
         if (rang && enabled) || ready || self.owed != 0 {

@@ -5,7 +5,7 @@
 //! that was checked is kept.
 
 use super::{Controller, LISTS};
-use crate::namespaces::{Entry, Namespaces};
+use crate::namespaces::{Entry, Namespaces, Shut};
 use crate::slots::{Flight, Kind, logged};
 use bdev::channel::{Channel, Need, Submitted};
 use bdev::request::{ErrorKind, Op};
@@ -218,7 +218,7 @@ impl Controller {
         now: u64,
     ) {
         let submitted = match self.namespaces.get_mut(row) {
-            Some(Entry { channel: Some(channel), retiring: false, .. }) => {
+            Some(Entry { channel: Some(channel), shut: Shut::NOT, .. }) => {
                 let ranges = self.lists[list % LISTS].ranges();
                 let request = io.request(ranges, u32::from(slot), 0);
                 channel.submit(&request, self.memory.regions(), now)
@@ -289,13 +289,16 @@ impl Controller {
         self.finish(slot, sqid, cid, status.with_more(), 0);
     }
 
-    /// Sets a command aside until its channel has room.
+    /// Sets a command aside until its channel has room, or its namespace goes on.
     #[cold]
     pub(super) fn wait(&mut self, slot: u16, mut flight: Flight, now: u64) {
         if flight.since == 0 {
             flight.since = now.max(1);
         }
         *self.slots.flight_mut(slot) = flight;
+        if self.is_held_up(&flight) {
+            return self.hold(slot);
+        }
         self.waiting.push_back(slot);
     }
 

@@ -25,6 +25,10 @@ impl Controller {
     ) {
         let (row, cid) = (row_of(command), command.cid().0);
         let single = Flight::new(sqid, cid, row as u16, Kind::Single);
+        if self.namespaces.paused().has(row) {
+            // One that is held takes nothing from others.
+            return self.wait(slot, single, now);
+        }
         let Some(entry) = self.free_steps.pop() else { return self.wait(slot, single, now) };
         let view = self.namespaces.get(row).and_then(|entry| entry.view);
         let (Some(steps), Some(view)) = (self.steps.get_mut(usize::from(entry)), view) else {
@@ -42,6 +46,10 @@ impl Controller {
     /// Flush of all namespaces.
     #[cold]
     pub(super) fn flush_all(&mut self, sqid: u16, slot: u16, cid: u16, now: u64) {
+        let paused = self.namespaces.paused();
+        if let Some(row) = paused.rows().next() {
+            return self.wait(slot, Flight::new(sqid, cid, row as u16, Kind::Single), now);
+        }
         let first = self.namespaces.attached().next();
         let Some(first) = first else {
             let command = self.command_of(slot);
@@ -85,7 +93,9 @@ impl Controller {
                 Some(_) => {}
             }
             flight.namespace = namespace as u16;
-            let channel = row.channel.as_mut().filter(|_| !row.retiring);
+            // A pause waits for what has begun.
+            let shut = row.is_retiring() || row.still;
+            let channel = row.channel.as_mut().filter(|_| !shut);
             let Some(channel) = channel else { return self.wait(slot, flight, now) };
             let request = io.request(&[], u32::from(slot), 0);
             match channel.submit(&request, self.memory.regions(), now) {

@@ -93,7 +93,8 @@ impl Controller {
         let idle = self.slots.submitted().is_empty();
         let old = self.slots.orphans();
         // A shutdown is complete when no block device has anything of this controller any more.
-        let waits = !self.waiting.is_empty() || !self.limits.is_idle();
+        let held = self.pause.holds_any() || !self.limits.is_idle();
+        let waits = held || !self.waiting.is_empty();
         let stopped = self.state != ControllerState::Stopped || (idle && !waits);
         let drained = self.remove_drained_queues() && self.namespaces_drained() && stopped;
         self.close_finished_channels();
@@ -121,8 +122,13 @@ impl Controller {
         if drained {
             raise(&acknowledged.version, self.seen.version);
         }
-        self.kick |= moved;
-        self.seen.pending = !drained || old > 0 || oldest.is_some() || settled.is_none();
+        let (told, still) = match self.namespaces.paused().any() {
+            true => self.acknowledge_pauses(),
+            false => (false, true),
+        };
+        self.kick |= moved || told;
+        let unsettled = settled.is_none() || !still;
+        self.seen.pending = !drained || old > 0 || oldest.is_some() || unsettled;
     }
 
     /// Has the next poll look at what may be acknowledged, or closed.
@@ -132,7 +138,7 @@ impl Controller {
 
     /// Lets go of all queues: a reset. Commands that no block device has end here; the others end when it is done.
     pub(super) fn drop_queues(&mut self) {
-        while let Some(slot) = self.waiting.pop_front() {
+        while let Some(slot) = self.waiting.pop_front().or_else(|| self.pause.drop_held()) {
             self.release_parts(slot);
             self.free_log(slot);
             self.slots.give(slot);
@@ -339,6 +345,7 @@ impl Controller {
             }
         }
         let own = |flight: &Flight| usize::from(flight.sqid) == qid;
+        self.abort_held(own, Status::ABORTED_SQ_DELETION, usize::MAX);
         self.abort_parked(own, Status::ABORTED_SQ_DELETION, usize::MAX);
     }
 
@@ -453,7 +460,10 @@ impl Controller {
                 self.abort_slot(slot, Status::ABORT_REQUESTED);
                 true
             }
-            None => self.abort_parked(is_it, Status::ABORT_REQUESTED, 1) > 0,
+            None => {
+                self.abort_held(is_it, Status::ABORT_REQUESTED, 1) > 0
+                    || self.abort_parked(is_it, Status::ABORT_REQUESTED, 1) > 0
+            }
         };
         let aborted = &self.queues.acknowledged.aborted;
         aborted.store(u32::from(found), Ordering::Relaxed);

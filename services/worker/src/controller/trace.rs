@@ -6,7 +6,7 @@
 
 use super::Controller;
 use super::run::row_of;
-use crate::namespaces::Entry;
+use crate::namespaces::{Entry, Shut};
 use crate::slots::Flight;
 use crate::tracer::Tracer;
 use bdev::channel::{Channel, Submitted};
@@ -188,8 +188,7 @@ impl Controller {
             other => self.start(sqid, slot, command, other, 0, now),
         }
         self.tracing.in_hand = false;
-        let pending = self.slots.submitted().last() == Some(&slot);
-        if !pending && self.waiting.back() != Some(&slot) {
+        if !self.goes_on(slot) {
             record.done = tracer.now();
             self.conclude(tracer, slot, record);
         } else if self.tracing.open.len() < MAX_OPEN {
@@ -215,7 +214,7 @@ impl Controller {
         let exported = self.tracing.tracer.as_ref().is_some_and(|tracer| tracer.records());
         let told = if exported || trace & CAPTURED != 0 { trace } else { 0 };
         let (submitted, by_ring) = match self.namespaces.get_mut(row) {
-            Some(Entry { channel: Some(channel), retiring: false, .. }) => {
+            Some(Entry { channel: Some(channel), shut: Shut::NOT, .. }) => {
                 let ranges = self.lists[0].ranges();
                 let request = io.request(ranges, u32::from(slot), told);
                 let submitted = channel.submit(&request, self.memory.regions(), now);
@@ -259,8 +258,7 @@ impl Controller {
     #[cold]
     pub(super) fn trace_progress(&mut self, slot: u16, flight: &Flight) {
         let Some(tracer) = self.tracing.tracer.clone() else { return };
-        let submitted = self.slots.submitted().last() == Some(&slot);
-        let ended = !submitted && self.waiting.back() != Some(&slot);
+        let ended = !self.goes_on(slot);
         let place = self.tracing.open.iter().position(|(open, record)| {
             *open == slot && flight.trace != 0 && record.trace == flight.trace
         });
@@ -284,6 +282,13 @@ impl Controller {
         };
         record.done = tracer.now();
         self.conclude(&tracer, slot, record);
+    }
+
+    /// Whether a command that was just looked at is with a channel, or waits.
+    fn goes_on(&self, slot: u16) -> bool {
+        self.slots.submitted().last() == Some(&slot)
+            || self.waiting.back() == Some(&slot)
+            || self.pause.last_held() == Some(slot)
     }
 
     /// A command that has its outcome is completed, and its record goes on its way.
