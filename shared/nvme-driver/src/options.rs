@@ -7,7 +7,8 @@ use std::time::Duration;
 pub struct Options {
     /// Longest wait for the target's first answers.
     pub connect_timeout: Duration,
-    /// Longest wait for an admin command (Format NVM has its own). A controller that is slower is taken for failed.
+    /// Longest wait for an admin command (Format NVM has its own) or a register. A controller that is slower is taken for
+    /// failed.
     pub admin_timeout: Duration,
     /// After this long an I/O command is aborted; half as long again, and the controller is reset.
     pub io_timeout: Duration,

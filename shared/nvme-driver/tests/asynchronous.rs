@@ -11,12 +11,12 @@ use nvme_driver::{
     AsyncQueuePair, Controller, IoError, Namespace, Options, QueueOptions, Reason, Request,
 };
 use nvme_spec::{Lba, Nsid, NvmOpcode};
-use scripted::{Act, Script, Scripted};
+use scripted::{Act, Script, Scripted, patient};
 use tokio::io::unix::AsyncFd;
 use tokio::task::{JoinSet, LocalSet};
 
 /// Far above what anything here takes.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -79,7 +79,7 @@ fn interrupts_reach_the_executors_reactor() {
         io: Box::new(|_| Act::Late(Duration::from_millis(2))),
         ..Script::default()
     });
-    let controller = target.connect_with(&Options { interrupts: true, ..Options::default() });
+    let controller = target.connect_with(&Options { interrupts: true, ..patient() });
     let namespace = controller.namespace(Nsid(1)).unwrap();
     let queue = queue(&controller, 8, true);
     block_on(async {
@@ -113,7 +113,7 @@ fn interrupts_reach_the_executors_reactor() {
 fn a_future_that_is_dropped_harms_nobody() {
     let target = Scripted::start(Script {
         io: Box::new(|command| match command.slba() {
-            Lba(7) => Act::Late(Duration::from_millis(50)),
+            Lba(7) => Act::Late(Duration::from_millis(500)),
             _ => Act::Serve,
         }),
         ..Script::default()

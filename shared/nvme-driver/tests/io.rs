@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nvme_driver::{DataPointer, IoError, Options, QueueOptions, Reason, Request, ShadowDoorbells};
 use nvme_spec::{Lba, Nsid, NvmOpcode, Status};
-use scripted::{Script, Scripted};
+use scripted::{Script, Scripted, patient};
 
 /// Bytes that differ from block to block and within a block.
 fn pattern(len: usize, seed: u64) -> Vec<u8> {
@@ -50,25 +50,25 @@ fn round_trips(script: Script, options: &Options) {
 
 #[test]
 fn data_comes_back_over_mapped_doorbells_and_prps() {
-    round_trips(Script::default(), &Options::default());
+    round_trips(Script::default(), &patient());
 }
 
 #[test]
 fn data_comes_back_over_doorbell_messages() {
-    round_trips(Script { mapped_doorbells: false, ..Script::default() }, &Options::default());
+    round_trips(Script { mapped_doorbells: false, ..Script::default() }, &patient());
 }
 
 #[test]
 fn data_comes_back_over_shadow_doorbells() {
     let script = Script { doorbell_buffer: true, ..Script::default() };
-    let options = Options { shadow_doorbells: ShadowDoorbells::Offered, ..Options::default() };
+    let options = Options { shadow_doorbells: ShadowDoorbells::Offered, ..patient() };
     round_trips(script, &options);
 }
 
 #[test]
 fn data_comes_back_with_sgls() {
     for data_pointer in [DataPointer::Auto, DataPointer::Sgl, DataPointer::Prp] {
-        let options = Options { data_pointer, ..Options::default() };
+        let options = Options { data_pointer, ..patient() };
         round_trips(Script { sgl: true, ..Script::default() }, &options);
     }
 }
@@ -77,7 +77,7 @@ fn data_comes_back_with_sgls() {
 fn data_comes_back_where_the_controller_takes_little_at_a_time() {
     // One page a command, and a boundary that is no power of two.
     let script = Script { mdts: 0, noiob: 6, mqes_z: 3, queues: 1, ..Script::default() };
-    round_trips(script, &Options::default());
+    round_trips(script, &patient());
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn every_length_comes_back_from_one_block_to_beyond_the_largest_transfer() {
     let script = Script { mdts: 2, sgl: true, blocks: 8192, ..Script::default() };
     let target = Scripted::start(script);
     for data_pointer in [DataPointer::Prp, DataPointer::Sgl, DataPointer::Auto] {
-        let controller = target.connect_with(&Options { data_pointer, ..Options::default() });
+        let controller = target.connect_with(&Options { data_pointer, ..patient() });
         let namespace = controller.namespace(Nsid(1)).unwrap();
         let mut queue = controller.queue_pair(&QueueOptions::default()).unwrap();
         let memory = controller.allocate(128 * 512).unwrap();
@@ -243,7 +243,7 @@ fn interrupts_wake_whoever_waits() {
         io: Box::new(|_| scripted::Act::Late(Duration::from_millis(5))),
         ..Script::default()
     });
-    let controller = target.connect_with(&Options { interrupts: true, ..Options::default() });
+    let controller = target.connect_with(&Options { interrupts: true, ..patient() });
     let namespace = controller.namespace(Nsid(1)).unwrap();
     let mut queue = controller.queue_pair(&QueueOptions { depth: 8, interrupt: true }).unwrap();
     assert!(queue.event().is_some());
@@ -260,7 +260,7 @@ fn queues_that_are_dropped_can_be_had_again() {
         let script = Script { queues: 2, doorbell_buffer, ..Script::default() };
         let target = Scripted::start(script);
         let shadow_doorbells = ShadowDoorbells::Offered;
-        let controller = target.connect_with(&Options { shadow_doorbells, ..Options::default() });
+        let controller = target.connect_with(&Options { shadow_doorbells, ..patient() });
         let namespace = controller.namespace(Nsid(1)).unwrap();
         for _ in 0..5 {
             let mut first = controller.queue_pair(&QueueOptions::default()).unwrap();

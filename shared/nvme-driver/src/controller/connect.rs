@@ -21,7 +21,7 @@ pub(super) fn reach(
     match address {
         Address::VfioUser(path) => {
             let socket = Address::socket(path);
-            match VfioUser::connect(&socket, options.connect_timeout) {
+            match VfioUser::connect(&socket, options.connect_timeout, options.admin_timeout) {
                 Ok(transport) => Ok(Arc::new(transport)),
                 Err(error) => Err(explain(error, address, &socket, options)),
             }

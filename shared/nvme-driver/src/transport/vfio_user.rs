@@ -25,7 +25,7 @@ use crate::doorbell::{Doorbell, DoorbellArea, DoorbellMemory};
 
 /// Class code of an NVMe I/O controller.
 const CLASS_NVME: u32 = 0x01_08_02;
-/// Longest wait for a register: no target works for one. What a device may have to be drained for waits longer.
+/// Shortest bound of a wait for a register: no target works for one, but a machine may be busy.
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Command register: memory space and bus master enable.
 const COMMAND: u64 = 0x04;
@@ -51,6 +51,8 @@ pub struct VfioUser {
     severed: AtomicBool,
     path: PathBuf,
 }
+    /// Longest wait for a register. What a device may have to be drained for waits no shorter than [`DEFAULT_TIMEOUT`].
+    answer: Duration,
 
 /// The doorbells' area, mapped.
 struct Mapping {
@@ -62,11 +64,16 @@ struct Mapping {
 }
 
 impl VfioUser {
-    /// Connects to the server at `path` and prepares its device for use. All of it within `timeout`.
+    /// Connects to the server at `path` and prepares its device for use. All of it within `timeout`; later answers within
+    /// `answer` each.
     ///
     /// # Errors
     /// [`TransportError`].
-    pub fn connect(path: &Path, timeout: Duration) -> Result<Self, TransportError> {
+    pub fn connect(
+        path: &Path,
+        timeout: Duration,
+        answer: Duration,
+    ) -> Result<Self, TransportError> {
         let deadline = Instant::now() + timeout;
         let refused = |source| ClientError::Connect { path: path.to_path_buf(), source };
         let stream = connect_until(path, deadline).map_err(refused)?;
@@ -103,7 +110,7 @@ impl VfioUser {
         };
         client.set_timeout(left());
         enable_function(&mut client)?;
-        client.set_timeout(DEFAULT_TIMEOUT);
+        client.set_timeout(answer.max(DEFAULT_TIMEOUT));
         Ok(Self {
             client: Mutex::new(client),
             stream: second,
@@ -113,6 +120,7 @@ impl VfioUser {
             severed: AtomicBool::new(false),
             path: path.to_path_buf(),
         })
+            answer: answer.max(REGISTER_TIMEOUT),
     }
 
     fn client(&self) -> Result<MutexGuard<'_, Client>, TransportError> {
@@ -133,9 +141,9 @@ impl VfioUser {
     fn read<const N: usize>(&self, offset: u64) -> Result<[u8; N], TransportError> {
         let mut bytes = [0; N];
         let mut client = self.client()?;
-        client.set_timeout(REGISTER_TIMEOUT);
+        client.set_timeout(self.answer);
         let result = client.region_read(RegionIndex::BAR0, offset, &mut bytes);
-        client.set_timeout(DEFAULT_TIMEOUT);
+        client.set_timeout(self.answer.max(DEFAULT_TIMEOUT));
         drop(client);
         self.check(result)?;
         Ok(bytes)
@@ -143,9 +151,9 @@ impl VfioUser {
 
     fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), TransportError> {
         let mut client = self.client()?;
-        client.set_timeout(REGISTER_TIMEOUT);
+        client.set_timeout(self.answer);
         let result = client.region_write(RegionIndex::BAR0, offset, bytes);
-        client.set_timeout(DEFAULT_TIMEOUT);
+        client.set_timeout(self.answer.max(DEFAULT_TIMEOUT));
         drop(client);
         self.check(result)
     }

@@ -74,7 +74,7 @@ impl Default for Script {
             doorbell_buffer: false,
             mqes_z: 1023,
             queues: 8,
-            to: 4,
+            to: 60,
             mdts: 5,
             noiob: 0,
             sgl: false,
@@ -87,6 +87,12 @@ impl Default for Script {
             admin: Box::new(|_| Act::Serve),
         }
     }
+}
+
+/// Options of a driver that takes no machine that stalls for a controller that failed.
+pub fn patient() -> Options {
+    let bound = Duration::from_secs(25);
+    Options { connect_timeout: bound, admin_timeout: bound, ..Options::default() }
 }
 
 /// A running controller.
@@ -137,7 +143,7 @@ impl Scripted {
     }
 
     pub fn connect(&self) -> Controller {
-        self.connect_with(&Options::default())
+        self.connect_with(&patient())
     }
 
     pub fn connect_with(&self, options: &Options) -> Controller {
