@@ -19,7 +19,7 @@ use crate::support::{BAR0_SIZE, TestDevice, bytes, description, event, memfd};
 
 type Server = JoinHandle<(Result<(), ServeError>, TestDevice)>;
 
-const WAIT: Duration = Duration::from_secs(5);
+const WAIT: Duration = Duration::from_secs(60);
 
 /// A server thread; with `defer`, deferred acts are completed `defer` later.
 fn server(defer: Option<Duration>) -> (UnixStream, Server) {
@@ -50,6 +50,13 @@ fn server(defer: Option<Duration>) -> (UnixStream, Server) {
     (ours, thread)
 }
 
+/// A client that takes no machine that stalls for a server that hangs.
+fn patient(stream: UnixStream) -> Client {
+    let mut client = Client::new(stream);
+    client.set_timeout(WAIT);
+    client
+}
+
 fn json() -> VersionStyle {
     let capabilities = Capabilities { write_multiple: Some(true), ..Capabilities::default() };
     VersionStyle::Json(Proposal { major: 0, minor: 1, capabilities })
@@ -58,7 +65,7 @@ fn json() -> VersionStyle {
 #[test]
 fn client_drives_a_device_from_version_to_goodbye() {
     let (stream, server) = server(None);
-    let mut client = Client::new(stream);
+    let mut client = patient(stream);
     let answer = client.version(&json()).unwrap();
     assert_eq!((answer.minor, answer.capabilities.write_multiple), (1, Some(true)));
     assert_eq!(client.device_info().unwrap().num_regions, 9);
@@ -89,7 +96,7 @@ fn client_drives_a_device_from_version_to_goodbye() {
 #[test]
 fn deferred_acts_hold_their_replies_back_and_keep_the_order() {
     let (stream, server) = server(Some(Duration::from_millis(5)));
-    let mut client = Client::new(stream);
+    let mut client = patient(stream);
     client.version(&VersionStyle::Bare { minor: 0 }).unwrap();
     let reset = client.post(Command::DEVICE_RESET, &[], &[]).unwrap();
     let mut config = [0; 4096];
@@ -104,7 +111,7 @@ fn deferred_acts_hold_their_replies_back_and_keep_the_order() {
 #[test]
 fn refusal_is_typed_and_the_connection_goes_on() {
     let (stream, server) = server(None);
-    let mut client = Client::new(stream);
+    let mut client = patient(stream);
     client.version(&json()).unwrap();
     match client.call(Command::DEVICE_FEATURE, &[0; 8], &[]) {
         Err(ClientError::Refused { command, source }) => {
@@ -120,7 +127,7 @@ fn refusal_is_typed_and_the_connection_goes_on() {
 #[test]
 fn unknown_command_with_a_large_payload_is_consumed_whole() {
     let (stream, server) = server(None);
-    let mut client = Client::new(stream);
+    let mut client = patient(stream);
     client.version(&json()).unwrap();
     for size in [1, 4096, 65_536, 300_000, 1 << 20] {
         let body = vec![0xa5; size];
@@ -149,7 +156,7 @@ fn message_that_comes_in_pieces_is_handled_when_it_is_whole() {
 #[test]
 fn descriptors_ahead_of_the_body_are_kept_with_their_message() {
     let (stream, server) = server(None);
-    let mut client = Client::new(stream);
+    let mut client = patient(stream);
     client.version(&json()).unwrap();
     let memory = memfd(4096);
     let head = bytes().u16(3).u16(2).u32(48).u32(0).u32(0).0;
@@ -169,7 +176,7 @@ fn descriptors_ahead_of_the_body_are_kept_with_their_message() {
 fn damaged_framing_closes_the_connection() {
     for size in [0_u32, 15, u32::MAX] {
         let (stream, server) = server(None);
-        let mut client = Client::new(stream);
+        let mut client = patient(stream);
         let head = bytes().u16(0).u16(1).u32(size).u32(0).u32(0).0;
         client.send_raw(&head, &[]).unwrap();
         let closed = client.receive_raw();
@@ -193,7 +200,7 @@ fn goodbye_within_a_message_is_noticed() {
 #[test]
 fn server_that_does_not_answer_is_given_up_in_time() {
     let (stream, _silent) = UnixStream::pair().unwrap();
-    let mut client = Client::new(stream);
+    let mut client = patient(stream);
     client.set_timeout(Duration::from_millis(30));
     let begun = Instant::now();
     let result = client.device_info();
@@ -235,7 +242,7 @@ fn client_answers_the_servers_dma_while_it_waits() {
         server.send(&reply.with_body(&[]), &[], WAIT).unwrap();
         answers
     });
-    let mut client = Client::new(stream);
+    let mut client = patient(stream);
     client.serve_dma(Box::new(|request| match request {
         DmaRequest::Read { iova: Iova(0x1000), count } => Ok(vec![3; *count as usize]),
         DmaRequest::Write { iova: Iova(0x1000), .. } => Ok(Vec::new()),
@@ -254,7 +261,7 @@ fn server_that_never_stops_asking_is_given_up_in_time() {
         let request = DmaRequest::Read { iova: Iova(0), count: 4 }.encode(0, 4096).unwrap();
         while server.send(&request, &[], WAIT).is_ok() && server.receive(WAIT).is_ok() {}
     });
-    let mut client = Client::new(stream);
+    let mut client = patient(stream);
     client.set_timeout(Duration::from_millis(50));
     let result = client.reset();
     let timed_out =
