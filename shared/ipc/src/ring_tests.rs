@@ -192,8 +192,8 @@ fn hammered_ring_with_parking_delivers_every_entry_in_order() {
                 while consumer.park(theirs.view()) {
                     // A bound, so that a lost wake-up is seen as such and not as a test that hangs.
                     let slept = std::time::Instant::now();
-                    thread::park_timeout(std::time::Duration::from_secs(5));
-                    assert!(slept.elapsed().as_secs() < 4, "lost wake-up");
+                    thread::park_timeout(std::time::Duration::from_secs(60));
+                    assert!(slept.elapsed().as_secs() < 50, "lost wake-up");
                     consumer.unpark(theirs.view());
                 }
             };

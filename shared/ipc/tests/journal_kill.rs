@@ -212,8 +212,12 @@ fn conversation(kills: u64, seed: u64) {
             if life < kills {
                 std::thread::sleep(Duration::from_micros(random(2500)));
             } else {
+                let until = Instant::now() + Duration::from_secs(60);
+                // On a slow machine some lives are too short for a reply.
+                while sent.load(Ordering::Acquire) <= kills && Instant::now() < until {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
                 stop.store(true, Ordering::Relaxed);
-                let until = Instant::now() + Duration::from_secs(30);
                 while !replies.is_finished() && Instant::now() < until {
                     std::thread::sleep(Duration::from_millis(1));
                 }

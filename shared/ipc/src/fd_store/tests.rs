@@ -3,7 +3,7 @@ use crate::event::EventFd;
 use nix::sys::wait::{WaitStatus, waitpid};
 use std::path::{Path, PathBuf};
 
-const SOON: Duration = Duration::from_secs(2);
+const SOON: Duration = Duration::from_secs(60);
 
 fn socket_path(name: &str) -> PathBuf {
     std::env::temp_dir().join(format!("vireo-fd-store-{name}-{}", std::process::id()))
@@ -76,6 +76,12 @@ fn what_hangs_up_is_dropped_unless_told_otherwise() {
     let (c, other) = std::os::unix::net::UnixStream::pair().unwrap();
     kept.apply(&keep("client.3", false), vec![c.into()]);
     drop((peer, other));
+    let start = Instant::now();
+    // A process that another test is just starting has copies of all descriptors until its program is executed.
+    while names(&kept) != ["client.2", "client.3"] {
+        assert!(start.elapsed() < SOON, "{:?}", names(&kept));
+        kept.prune();
+    }
     kept.prune();
     assert_eq!(names(&kept), ["client.2", "client.3"]);
 }
