@@ -93,7 +93,8 @@ pub trait Channel {
     /// After the caller slept: completions need no signal any more.
     fn unpark(&mut self) {}
 
-    /// A descriptor that is readable when there is something to poll, for channels that have one of their own.
+    /// A descriptor that is readable when there is something to poll, for channels that have one of their own; of one that
+    /// is parked.
     fn event(&self) -> Option<BorrowedFd<'_>> {
         None
     }
@@ -135,6 +136,17 @@ impl AnyChannel {
             Self::Fault(fault) => fault.inner().is_ring(),
             Self::Null(_) | Self::Malloc(_) | Self::Drive(_) => false,
             Self::File(_) | Self::Nvme(_) => false,
+        }
+    }
+
+    /// Outstanding requests that a backend serves: those of a ring, or of the ring beside a lease.
+    pub fn with_backend(&self) -> usize {
+        match self {
+            Self::Ring(ring) => ring.outstanding(),
+            Self::Malloc(memory) => memory.with_backend(),
+            Self::Drive(drive) => drive.with_backend(),
+            Self::Fault(fault) => fault.inner().with_backend(),
+            Self::Null(_) | Self::File(_) | Self::Nvme(_) => 0,
         }
     }
 }

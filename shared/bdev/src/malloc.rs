@@ -116,6 +116,14 @@ impl MallocChannel {
         }
     }
 
+    /// Outstanding requests that went by the ring.
+    pub fn with_backend(&self) -> usize {
+        match &self.holder {
+            Holder::Owner(_) => 0,
+            Holder::Lease(lease) => lease.ring.as_ref().map_or(0, |ring| ring.outstanding()),
+        }
+    }
+
     /// What the lease does not do itself.
     #[cold]
     fn by_ring(

@@ -41,16 +41,18 @@ pub fn ends(
 }
 
 impl TraceWriter {
-    /// Writes a record, or drops and counts it.
-    pub fn record(&mut self, record: &TraceRecord) {
-        let Some(ring) = self.segment.traces() else { return };
-        if !matches!(self.producer.push(ring, record.to_words()), Ok(true)) {
+    /// Writes a record, or drops and counts it. Whether there was room.
+    pub fn record(&mut self, record: &TraceRecord) -> bool {
+        let Some(ring) = self.segment.traces() else { return false };
+        let written = matches!(self.producer.push(ring, record.to_words()), Ok(true));
+        if !written {
             add(&self.segment.policy.dropped, 1);
         }
         if self.producer.publish(ring) {
             // Ours and nonblocking; a full counter wakes as well.
             self.wake.signal().ok();
         }
+        written
     }
 }
 

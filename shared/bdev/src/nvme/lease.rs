@@ -140,6 +140,11 @@ impl LeasedDrive {
         LeaseWatch(Arc::clone(&self.segment))
     }
 
+    /// Outstanding requests that went by the ring.
+    pub fn with_backend(&self) -> usize {
+        self.ring.outstanding()
+    }
+
     /// The backend is dead, or has taken the lease back: nothing more is taken, and what is outstanding may still be under
     /// way.
     pub fn set_lost(&mut self) {

@@ -205,24 +205,12 @@ impl RingServer {
             return;
         }
         let record = TraceRecord {
-            trace: words[3],
-            controller: self.segment.id(),
-            side: TraceSide::Backend,
             reason: trace_reason::SAMPLED,
             opcode: words[0] as u8,
-            status: 0,
-            sqid: 0,
-            cid: 0,
-            nsid: 0,
             lba: words[1],
             bytes: words[2],
             fetched: monotonic(),
-            started: 0,
-            translated: 0,
-            submitted: 0,
-            done: 0,
-            posted: 0,
-            signalled: 0,
+            ..TraceRecord::new(words[3], self.segment.id(), TraceSide::Backend)
         };
         self.traced.push((slot, record));
     }

@@ -159,6 +159,10 @@ pub mod trace_reason {
     pub const FAILED: u8 = 4;
     /// No reason, but known beside them: it went through a ring, so that a backend has a record of its part.
     pub const RING: u8 = 8;
+    /// No reason: it is a fused pair, Compare and Write, of which the first half's numbers are told.
+    pub const FUSED: u8 = 16;
+    /// All that are reasons.
+    pub const REASONS: u8 = SAMPLED | SLOW | FAILED;
 }
 
 /// Set in [`TraceRecord::trace`] of a command that somebody captures, and clear in that of any other: a backend knows
@@ -198,11 +202,22 @@ pub struct TraceRecord {
     pub nsid: u32,
     /// First logical block; of a backend's record the offset in bytes.
     pub lba: u64,
-    /// Bytes of data.
+    /// Bytes of data; of several requests those of all together.
     pub bytes: u64,
+    /// Requests that its block devices got. Dataset Management, Copy and a Flush of all namespaces may have several.
+    pub requests: u16,
+    /// Those of them that backends serve, which have a record of each; 255 if there are more.
+    pub by_ring: u8,
     /// Taken from the submission queue, or from the ring.
     pub fetched: u64,
-    /// The command's turn in its batch.
+    /// Set aside since it was over a limit, until [`Self::started`]; 0 if it was not.
+    pub held: u64,
+    /// A pause that it waited through, in whichever stage: from the begin of the first one, in steps of
+    /// [`PAUSE_STEP`]; 0 if there was none.
+    pub paused: u64,
+    /// To the end of the last one.
+    pub resumed: u64,
+    /// The command's turn in its batch, or after its limit.
     pub started: u64,
     /// Checked, its memory found.
     pub translated: u64,
@@ -216,7 +231,46 @@ pub struct TraceRecord {
     pub signalled: u64,
 }
 
+/// Nanoseconds in which the times of a pause are told.
+pub const PAUSE_STEP: u64 = 1 << PAUSE_SHIFT;
+/// Two numbers of 32 bits then hold five hours each, longer than any guest waits.
+const PAUSE_SHIFT: u32 = 12;
+
 impl TraceRecord {
+    /// Of a command, or of a part of one, of which nothing else is known yet.
+    pub const fn new(trace: u64, controller: u128, side: TraceSide) -> Self {
+        Self {
+            trace,
+            controller,
+            side,
+            reason: 0,
+            opcode: 0,
+            status: 0,
+            sqid: 0,
+            cid: 0,
+            nsid: 0,
+            lba: 0,
+            bytes: 0,
+            requests: 0,
+            by_ring: 0,
+            fetched: 0,
+            held: 0,
+            paused: 0,
+            resumed: 0,
+            started: 0,
+            translated: 0,
+            submitted: 0,
+            done: 0,
+            posted: 0,
+            signalled: 0,
+        }
+    }
+
+    /// Whether it is a fused pair.
+    pub fn is_fused(&self) -> bool {
+        self.reason & trace_reason::FUSED != 0
+    }
+
     /// Whether somebody captures it.
     pub fn is_captured(&self) -> bool {
         self.trace & CAPTURED != 0
@@ -234,9 +288,10 @@ impl TraceRecord {
             (self.controller >> 64) as u64,
             side | u64::from(self.opcode) << 8
                 | u64::from(self.reason) << 16
+                | u64::from(self.by_ring) << 24
                 | u64::from(self.status) << 32
                 | u64::from(self.sqid) << 48,
-            u64::from(self.cid) | u64::from(self.nsid) << 32,
+            u64::from(self.cid) | u64::from(self.requests) << 16 | u64::from(self.nsid) << 32,
             self.lba,
             self.bytes,
             self.fetched,
@@ -246,23 +301,41 @@ impl TraceRecord {
             self.done,
             self.posted,
             self.signalled,
-            0,
-            0,
+            self.held,
+            self.pause_word(),
         ]
+    }
+
+    /// Begin and end of the pause in steps after the fetch, which is before it.
+    fn pause_word(&self) -> u64 {
+        if self.paused == 0 {
+            return 0;
+        }
+        let steps = |time: u64| {
+            let steps = time.wrapping_sub(self.fetched) >> PAUSE_SHIFT;
+            steps.min(u64::from(u32::MAX))
+        };
+        steps(self.paused) | steps(self.resumed).max(1) << 32
     }
 
     /// From words of the ring; whatever they are, it is a record.
     pub fn from_words(words: &[u64; TRACE_WORDS]) -> Self {
         let side = if words[3] & 0xFF == 0 { TraceSide::Worker } else { TraceSide::Backend };
+        let after = |steps: u64| match words[15] {
+            0 => 0,
+            _ => words[7].wrapping_add((steps & u64::from(u32::MAX)) << PAUSE_SHIFT),
+        };
         Self {
             trace: words[0],
             controller: u128::from(words[1]) | u128::from(words[2]) << 64,
             side,
             opcode: (words[3] >> 8) as u8,
             reason: (words[3] >> 16) as u8,
+            by_ring: (words[3] >> 24) as u8,
             status: (words[3] >> 32) as u16,
             sqid: (words[3] >> 48) as u16,
             cid: words[4] as u16,
+            requests: (words[4] >> 16) as u16,
             nsid: (words[4] >> 32) as u32,
             lba: words[5],
             bytes: words[6],
@@ -273,6 +346,9 @@ impl TraceRecord {
             done: words[11],
             posted: words[12],
             signalled: words[13],
+            held: words[14],
+            paused: after(words[15]),
+            resumed: after(words[15] >> 32),
         }
     }
 }
@@ -290,15 +366,30 @@ mod tests {
     #[test]
     fn records_come_back_as_they_were() {
         let words: [u64; TRACE_WORDS] = std::array::from_fn(|index| match index {
-            3 => 0x7777_8888_0002_0101,
-            4 => 0x9999_9999_0000_4444,
-            14 | 15 => 0,
+            3 => 0x7777_8888_5502_0101,
+            4 => 0x9999_9999_6666_4444,
             index => 0x1111_1111_1111_1111 * index as u64,
         });
         let record = TraceRecord::from_words(&words);
         assert_eq!(record.to_words(), words);
         assert_eq!((record.side, record.opcode, record.reason), (TraceSide::Backend, 1, 2));
         assert_eq!((record.status, record.sqid, record.cid), (0x8888, 0x7777, 0x4444));
+        assert_eq!((record.requests, record.by_ring, record.held), (0x6666, 0x55, words[14]));
+    }
+
+    #[test]
+    fn a_pause_is_told_in_steps_after_the_fetch() {
+        let record = TraceRecord::new(1, 2, TraceSide::Worker);
+        let told = |record: TraceRecord| TraceRecord::from_words(&record.to_words());
+        assert_eq!(told(record), record, "there is none");
+        let second = 1_000_000_000;
+        let (paused, resumed) = (5 * second + PAUSE_STEP, 9 * second);
+        let record = TraceRecord { fetched: 5 * second, paused, resumed, ..record };
+        let told = told(record);
+        assert_eq!(told.paused, paused);
+        assert!((resumed - PAUSE_STEP..=resumed).contains(&told.resumed), "{told:?}");
+        let forever = TraceRecord { resumed: u64::MAX, ..record };
+        assert!(TraceRecord::from_words(&forever.to_words()).resumed > record.fetched);
     }
 
     #[test]
