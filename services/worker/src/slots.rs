@@ -47,11 +47,11 @@ pub struct Flight {
     pub op: Op,
     /// Bytes of data.
     pub bytes: u32,
-    /// Time of the first attempt, if it waits.
+    /// Time of the first attempt, if it waits; of one without a record that waited, when a block device got it.
     pub since: u64,
-    /// Reactor's time at which a block device got it; 0 if that is not known.
+    /// Reactor's time at which a block device got it, or of the first attempt if it waited; 0 if that is not known.
     pub started: u64,
-    /// Low half of its trace id if it is sampled, else 0.
+    /// Low half of its trace id if it has a record of its stages, else 0.
     pub trace: u64,
     /// Not 0: the first unmap that touches its memory.
     pub unmap_version: u64,
@@ -275,8 +275,12 @@ impl Slots {
     /// Whether a mark is that of a command which is still submitted: another one in its slot has another version.
     fn is_unmapped(&self, &(slot, version): &(u16, u64)) -> bool {
         let flight = self.flight(slot);
-        flight.unmap_version == version
-            && self.submitted.get(usize::from(flight.place)) == Some(&slot)
+        flight.unmap_version == version && self.is_submitted(slot)
+    }
+
+    /// Whether a block device has a request of that command.
+    pub fn is_submitted(&self, slot: u16) -> bool {
+        self.submitted.get(usize::from(self.flight(slot).place)) == Some(&slot)
     }
 
     /// Commands of which a block device has a request.

@@ -1,6 +1,6 @@
 //! What a worker's controllers need to trace commands: the precise clock, the policy, the ring.
 
-use ipc::layout::telemetry::{CAPTURED, Policy, TelemetryLayout, TraceRecord, add};
+use ipc::layout::telemetry::{CAPTURED, Policy, TelemetryLayout, TraceRecord};
 use ipc::segment::Segment;
 use ipc::trace::TraceWriter;
 use std::hash::{BuildHasher, RandomState};
@@ -74,19 +74,12 @@ impl Tracer {
         (self.seed.hash_one(number) & !CAPTURED).max(1)
     }
 
-    /// Writes a record, if anybody takes it out; drops and counts it if there is no room.
-    pub fn record(&self, record: &TraceRecord) {
-        if let Some(writer) = self.writer.as_ref().filter(|_| self.exports || record.is_captured())
-        {
-            writer.lock().unwrap_or_else(PoisonError::into_inner).record(record);
-        }
-    }
-
-    /// Counts a record that is lost, as one that found no room.
-    pub fn drop_record(&self) {
-        if self.writer.is_some() {
-            add(&self.segment.policy.dropped, 1);
-        }
+    /// Writes a record, if anybody takes it out; drops and counts it if there is no room. False if somebody misses it.
+    pub fn record(&self, record: &TraceRecord) -> bool {
+        let writer = self.writer.as_ref().filter(|_| self.exports || record.is_captured());
+        writer.is_none_or(|writer| {
+            writer.lock().unwrap_or_else(PoisonError::into_inner).record(record)
+        })
     }
 
     /// Nanoseconds since 1970.

@@ -4,6 +4,10 @@
 //! never spoke of it make spans of one trace: the backend's is the child of the worker's stage `channel`. The spans of
 //! a captured command belong to the trace of whoever captures it.
 
+mod stages;
+
+pub use stages::Waits;
+
 use crate::capture::Captures;
 use crate::limit::Limit;
 use crate::spans::{Context, export, span_data};
@@ -13,6 +17,7 @@ use nix::time::{ClockId, clock_gettime};
 use opentelemetry::trace::{Link, SpanKind, Status};
 use opentelemetry::{KeyValue, Value};
 use opentelemetry_sdk::trace::SpanData;
+use stages::{Stage, end, mix, stages, waited_for};
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
@@ -40,19 +45,6 @@ pub fn trace_id(controller: u128, trace: u64) -> TraceId {
     TraceId(controller << 64 | u128::from(trace))
 }
 
-/// Where a command's spans hang; the low halves of the span ids.
-#[derive(Clone, Copy)]
-enum Stage {
-    Command = 1,
-    Fetch,
-    Translate,
-    Channel,
-    Complete,
-    Interrupt,
-    Device,
-    Wait,
-}
-
 /// The trace that a command's spans belong to, and the span above them.
 #[derive(Clone, Copy)]
 struct Place {
@@ -61,17 +53,9 @@ struct Place {
     parent: u64,
 }
 
-impl Stage {
-    fn span_id(self, trace: u64) -> u64 {
-        // Mixes all bits; one to one for a stage, so that two traces never share an id.
-        let mut id = trace.wrapping_add((self as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-        id = (id ^ id >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        id = (id ^ id >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (id ^ id >> 31).max(1)
-    }
-
-    fn context(self, record: &TraceRecord, place: Place) -> Option<Context> {
-        Context::new(place.trace, self.span_id(record.trace))
+impl Place {
+    fn context(self, stage: Stage, record: &TraceRecord) -> Option<Context> {
+        Context::new(self.trace, stage.span_id(record.trace))
     }
 }
 
@@ -143,14 +127,32 @@ fn command(
     controller: &Controller,
     place: Place,
 ) -> Vec<SpanData> {
-    let TraceRecord { fetched, started, translated, submitted, done, posted, signalled, .. } =
-        *record;
-    let Some(context) = Stage::Command.context(record, place) else { return Vec::new() };
-    let last = [fetched, started, translated, submitted, done, posted, signalled];
-    let end = last.into_iter().max().unwrap_or(fetched);
-    let operation = opcode(record.opcode);
+    let Some(root) = root(record, clock, controller, place) else { return Vec::new() };
+    let mut spans = vec![root];
+    for timed in stages(record) {
+        let Some(context) = place.context(timed.stage, record) else { continue };
+        let parent = timed.within.span_id(record.trace);
+        let kind = match timed.stage {
+            Stage::Channel => SpanKind::Client,
+            _ => SpanKind::Internal,
+        };
+        let (from, to) = (clock.at(timed.from), clock.at(timed.to));
+        spans.push(span_data(context, parent, timed.name, kind, from, to));
+    }
+    spans
+}
+
+/// The span of the whole command.
+fn root(
+    record: &TraceRecord,
+    clock: &WallClock,
+    controller: &Controller,
+    place: Place,
+) -> Option<SpanData> {
+    let context = place.context(Stage::Command, record)?;
+    let operation = operation(record);
+    let (start, end) = (clock.at(record.fetched), clock.at(end(record)));
     let name = format!("nvme {operation}");
-    let (start, end) = (clock.at(fetched), clock.at(end));
     let mut root = span_data(context, place.parent, name, SpanKind::Server, start, end);
     root.parent_span_is_remote = place.parent != 0;
     let mut set = |name, value: Value| root.attributes.push(KeyValue::new(name, value));
@@ -161,8 +163,13 @@ fn command(
     set("vireo.cid", i64::from(record.cid).into());
     set("vireo.lba", integer(record.lba));
     set("vireo.bytes", integer(record.bytes));
+    set("vireo.requests", i64::from(record.requests).into());
     set("vireo.reason", reasons(record).into());
     set("vireo.status", format!("{:#x}", record.status).into());
+    let waited = waited_for(record);
+    if !waited.is_empty() {
+        set("vireo.waited_for", waited.into());
+    }
     if record.reason & trace_reason::FAILED != 0 {
         // Status code type in bits 8 to 10, code in bits 0 to 7 (NVMe Base 2.0c 3.3.3.2.1, without phase).
         let (kind, code) = (record.status >> 8 & 7, record.status & 0xFF);
@@ -179,31 +186,14 @@ fn command(
         );
         root.links.links.push(Link::new(context, Vec::new(), 0));
     }
-    let mut spans = vec![root];
-    let stages = [
-        (Stage::Fetch, "fetch", fetched, started),
-        (Stage::Translate, "translate", started, translated),
-        // Only a command whose channel had no room, or was not there yet.
-        (Stage::Wait, "wait", if submitted > translated { translated } else { 0 }, submitted),
-        (Stage::Channel, "channel", submitted, done),
-        (Stage::Complete, "complete", done, posted),
-        (Stage::Interrupt, "interrupt", posted, signalled),
-    ];
-    for (stage, name, from, to) in stages {
-        let Some(context) = stage.context(record, place).filter(|_| from != 0 && to >= from) else {
-            continue;
-        };
-        let parent = Stage::Command.span_id(record.trace);
-        let kind =
-            if matches!(stage, Stage::Channel) { SpanKind::Client } else { SpanKind::Internal };
-        spans.push(span_data(context, parent, name, kind, clock.at(from), clock.at(to)));
-    }
-    spans
+    Some(root)
 }
 
 /// A backend's part.
 fn device(record: &TraceRecord, clock: &WallClock, place: Place) -> Option<SpanData> {
-    let context = Stage::Device.context(record, place)?;
+    // A command may have several requests, one after the other.
+    let id = mix(Stage::Device.span_id(record.trace) ^ record.fetched);
+    let context = Context::new(place.trace, id)?;
     let parent = Stage::Channel.span_id(record.trace);
     let (from, to) = (clock.at(record.fetched), clock.at(record.done.max(record.fetched)));
     let mut span = span_data(context, parent, "device", SpanKind::Server, from, to);
@@ -229,6 +219,11 @@ fn reasons(record: &TraceRecord) -> String {
     ];
     let told = names.into_iter().filter(|(bit, _)| record.reason & bit != 0).map(|(_, name)| name);
     captured.into_iter().chain(told).collect::<Vec<&str>>().join(",")
+}
+
+/// What a worker's record is of, in words.
+pub fn operation(record: &TraceRecord) -> &'static str {
+    if record.is_fused() { "compare and write" } else { opcode(record.opcode) }
 }
 
 /// The name of an opcode of the NVM command set (NVM Command Set 1.0c figure 18).
@@ -309,9 +304,6 @@ mod tests {
 
     fn record(side: TraceSide) -> TraceRecord {
         TraceRecord {
-            trace: 0xABCD,
-            controller: 0x77 << 64 | 0x1234,
-            side,
             reason: trace_reason::SAMPLED | trace_reason::FAILED,
             opcode: 2,
             status: 0x281,
@@ -320,14 +312,28 @@ mod tests {
             nsid: 1,
             lba: 8,
             bytes: 4096,
+            requests: 1,
             fetched: 1_000,
             started: 1_100,
             translated: 1_200,
             submitted: 1_250,
             done: 2_000,
             posted: 2_100,
-            signalled: 0,
+            ..TraceRecord::new(0xABCD, 0x77 << 64 | 0x1234, side)
         }
+    }
+
+    /// The spans of a worker's record, and what its command waited for.
+    fn told(record: &TraceRecord) -> (Vec<SpanData>, Option<String>) {
+        let spans = spans(record, &WallClock::now(), &Controller::default(), None);
+        let mut attributes = spans[0].attributes.iter();
+        let waited = attributes.find(|pair| pair.key.as_str() == "vireo.waited_for");
+        let waited = waited.map(|pair| pair.value.to_string());
+        (spans, waited)
+    }
+
+    fn names(spans: &[SpanData]) -> Vec<&str> {
+        spans.iter().map(|span| &*span.name).collect()
     }
 
     #[test]
@@ -367,6 +373,52 @@ mod tests {
             let above = parent.map_or(SpanId::INVALID, |parent| parent.span_id().into());
             assert_eq!(worker[0].parent_span_id, above);
         }
+    }
+
+    #[test]
+    fn waits_for_a_limit_a_channel_and_a_pause_are_stages_of_their_own() {
+        let limited = TraceRecord { held: 1_050, ..record(TraceSide::Worker) };
+        let (spans, waited) = told(&limited);
+        let stages = ["nvme read", "fetch", "limit", "translate", "wait", "channel", "complete"];
+        assert_eq!(names(&spans), stages);
+        assert_eq!(waited.as_deref(), Some("limit,channel"));
+        let length = |span: &SpanData| span.end_time.duration_since(span.start_time).unwrap();
+        let lengths: Vec<Duration> = spans[1..4].iter().map(length).collect();
+        assert_eq!(lengths, [50, 50, 100].map(Duration::from_nanos));
+
+        // Each pause is a part of what it made longer.
+        let both = [(1_060, 1_090, 2, "limit,channel,pause"), (1_210, 1_240, 4, "limit,pause")];
+        for (paused, resumed, within, waits) in both {
+            let (spans, waited) = told(&TraceRecord { paused, resumed, ..limited });
+            let pause = spans.last().unwrap();
+            assert_eq!((&*pause.name, length(pause)), ("pause", Duration::from_nanos(30)));
+            assert_eq!(pause.parent_span_id, spans[within].span_context.span_id());
+            assert_eq!(waited.as_deref(), Some(waits));
+        }
+        // One that comes before the limit is looked at is none of that.
+        let (spans, _) = told(&TraceRecord { paused: 1_010, resumed: 1_040, ..limited });
+        assert_eq!(length(&spans[1]), Duration::from_nanos(10));
+        assert_eq!(spans.last().unwrap().parent_span_id, spans[0].span_context.span_id());
+
+        let aborted =
+            TraceRecord { started: 2_000, translated: 0, submitted: 0, requests: 0, ..limited };
+        assert_eq!(names(&told(&aborted).0), ["nvme read", "fetch", "limit", "complete"]);
+        let (_, waited) = told(&TraceRecord { submitted: 1_200, ..record(TraceSide::Worker) });
+        assert_eq!(waited, None);
+    }
+
+    #[test]
+    fn a_pair_has_its_own_name_and_each_request_of_a_command_its_own_span() {
+        let mut pair = record(TraceSide::Worker);
+        pair.reason |= trace_reason::FUSED;
+        assert_eq!(told(&pair).0[0].name, "nvme compare and write");
+        let parts: Vec<SpanData> = [1_300, 1_400]
+            .map(|fetched| TraceRecord { fetched, ..record(TraceSide::Backend) })
+            .iter()
+            .flat_map(|part| told(part).0)
+            .collect();
+        assert_eq!(parts[0].parent_span_id, parts[1].parent_span_id);
+        assert_ne!(parts[0].span_context.span_id(), parts[1].span_context.span_id());
     }
 
     #[test]

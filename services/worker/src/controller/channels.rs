@@ -43,29 +43,35 @@ impl Controller {
         let row = usize::from(flight.namespace);
         let closed = self.namespaces.get(row).is_none_or(Entry::is_closed);
         if closed && now.saturating_sub(flight.since) > CHANNEL_WAIT {
-            self.release_parts(slot);
-            self.finish(slot, sqid, cid, Status::INTERNAL_PATH_ERROR, 0);
-            if flight.trace != 0 {
-                self.trace_progress(slot, &flight);
-            }
-            return;
+            let (status, command) = (Status::INTERNAL_PATH_ERROR, self.command_of(slot));
+            self.trace_failed(slot, sqid, cid, status, &command);
+            return self.abort_slot(slot, status);
         }
-        let command = self.command_of(slot);
-        match flight.kind {
-            Kind::Steps(_) => self.run_steps(slot, now),
-            Kind::Fused(second) => self.start_fused(sqid, [slot, second], now),
-            Kind::Single if flight.trace != 0 => self.retry_sampled(slot, &flight, now),
-            Kind::Single => {
-                self.start_other(sqid, slot, &command, 0, now);
-            }
-            Kind::Orphan => self.slots.give(slot),
+        if self.is_waiting_traced(slot, now) {
+            self.retry_traced(slot, &flight, now);
+        } else {
+            self.retry_untraced(slot, &flight, now);
         }
         // Another wait goes on from the first.
         if self.waiting.back() == Some(&slot) {
             self.slots.flight_mut(slot).since = flight.since;
         }
-        if flight.trace != 0 {
-            self.trace_progress(slot, &flight);
+    }
+
+    fn retry_untraced(&mut self, slot: u16, flight: &Flight, now: u64) {
+        match flight.kind {
+            Kind::Steps(_) => self.run_steps(slot, now),
+            Kind::Fused(second) => self.start_fused(flight.sqid, [slot, second], now),
+            Kind::Single => {
+                let command = self.command_of(slot);
+                self.start_other(flight.sqid, slot, &command, 0, now);
+                if self.slots.submitted().last() == Some(&slot) {
+                    // It is as slow as both together.
+                    let submitted = self.slots.flight_mut(slot);
+                    (submitted.started, submitted.since) = (flight.since, now);
+                }
+            }
+            Kind::Orphan => self.slots.give(slot),
         }
     }
 
@@ -101,12 +107,14 @@ impl Controller {
         let status = nvm::status(op, outcome);
         let row = usize::from(flight.namespace);
         let traced = self.tracing.is_traced(&flight, now);
-        self.trace_in_hand(traced);
+        if traced {
+            self.trace_outcome(slot, &flight);
+        }
         if flight.kind != Kind::Orphan {
             self.count(row, op, u64::from(bytes), status);
             if outcome.is_err() {
                 let command = self.command_of(slot);
-                self.record_error(sqid, cid, status, &command);
+                self.record_error(slot, sqid, cid, status, &command);
             }
         }
         match flight.kind {
@@ -124,9 +132,8 @@ impl Controller {
             }
             Kind::Steps(_) => self.finish_steps(slot, status),
         }
-        self.trace_in_hand(false);
-        if traced && flight.kind != Kind::Orphan {
-            self.trace_progress(slot, &flight);
+        if traced {
+            self.trace_progress(slot);
         }
     }
 

@@ -109,9 +109,16 @@ impl Controller {
 
     /// Writes an error down for the Error Information log page.
     #[cold]
-    pub(super) fn record_error(&self, sqid: u16, cid: u16, status: Status, command: &Command) {
+    pub(super) fn record_error(
+        &self,
+        slot: u16,
+        sqid: u16,
+        cid: u16,
+        status: Status,
+        command: &Command,
+    ) {
         let (nsid, lba) = (command.nsid, command.slba().0);
-        self.trace_failed(sqid, cid, status, command);
+        self.trace_failed(slot, sqid, cid, status, command);
         let count = self.queues.acknowledged.error_count.load(Ordering::Relaxed);
         let record = &self.queues.errors[(count % ERROR_RECORDS as u64) as usize];
         record.command.store(u32::from(sqid) << 16 | u32::from(cid), Ordering::Relaxed);

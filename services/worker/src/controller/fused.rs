@@ -8,7 +8,7 @@ use bdev::request::{ErrorKind, Outcome};
 use ipc::layout::MAX_IN_FLIGHT;
 use nvme::nvm;
 use nvme_spec::Status;
-use nvme_spec::command::Fuse;
+use nvme_spec::command::{Command, Fuse};
 use std::sync::atomic::Ordering;
 
 impl Controller {
@@ -19,26 +19,44 @@ impl Controller {
         let mut index = 0;
         while let Some(&fetched) = self.batch.get(index) {
             let (slot, command) = (fetched.slot, *fetched.command());
-            index += 1;
-            let second = self.batch.get(index).copied();
+            let second = self.second_of(index);
+            index += 1 + usize::from(second.is_some());
             match command.fuse() {
-                Fuse::NORMAL => {
-                    self.start_other(sqid, slot, &command, 0, now);
-                }
-                Fuse::FIRST => match second.filter(|s| s.command().fuse() == Fuse::SECOND) {
-                    Some(second) => {
-                        index += 1;
-                        self.group(slot, second.slot);
-                        self.start_fused(sqid, [slot, second.slot], now);
-                    }
-                    None => self.refuse(sqid, slot, &command, Status::ABORTED_MISSING_FUSED),
-                },
-                Fuse::SECOND => self.refuse(sqid, slot, &command, Status::ABORTED_MISSING_FUSED),
-                _ => self.refuse(sqid, slot, &command, Status::INVALID_FIELD.with_dnr()),
+                Fuse::NORMAL => self.start_other(sqid, slot, &command, 0, now),
+                _ => self.run_fused(sqid, slot, second, &command, now),
             }
             if self.failure.is_some() {
                 return self.abandon(index);
             }
+        }
+    }
+
+    /// The slot of the second half, if the first one of a pair is at `index` of the batch.
+    pub(super) fn second_of(&self, index: usize) -> Option<u16> {
+        let (first, second) = (self.batch.get(index)?, self.batch.get(index + 1)?);
+        let pair = (first.command().fuse(), second.command().fuse());
+        (pair == (Fuse::FIRST, Fuse::SECOND)).then_some(second.slot)
+    }
+
+    /// Runs a pair, or refuses what is half of one.
+    #[cold]
+    pub(super) fn run_fused(
+        &mut self,
+        sqid: u16,
+        slot: u16,
+        second: Option<u16>,
+        command: &Command,
+        now: u64,
+    ) {
+        match (command.fuse(), second) {
+            (Fuse::FIRST, Some(second)) => {
+                self.group(slot, second);
+                self.start_fused(sqid, [slot, second], now);
+            }
+            (Fuse::FIRST | Fuse::SECOND, _) => {
+                self.refuse(sqid, slot, command, Status::ABORTED_MISSING_FUSED);
+            }
+            _ => self.refuse(sqid, slot, command, Status::INVALID_FIELD.with_dnr()),
         }
     }
 
@@ -55,6 +73,15 @@ impl Controller {
 
     #[cold]
     pub(super) fn start_fused(&mut self, sqid: u16, slots: [u16; 2], now: u64) {
+        let [first, second] = slots;
+        let watched = self.trace_watch(sqid, first, Some(second));
+        self.submit_fused(sqid, slots, now);
+        if watched {
+            self.trace_progress(first);
+        }
+    }
+
+    fn submit_fused(&mut self, sqid: u16, slots: [u16; 2], now: u64) {
         let commands = slots.map(|slot| self.command_of(slot));
         let [first, second] = slots;
         let cid = commands[0].cid().0;
@@ -68,6 +95,7 @@ impl Controller {
             }
             None => Err((0, Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr())),
         };
+        self.tracing.translated(first);
         let mut flight = Flight::new(sqid, cid, row as u16, Kind::Fused(second));
         let io = match parsed {
             Ok(io) => io,
@@ -84,15 +112,23 @@ impl Controller {
         let entry = self.namespaces.get_mut(row).filter(|entry| entry.shut == Shut::NOT);
         let Some(entry) = entry else { return self.wait(first, flight, now) };
         let Some(channel) = &mut entry.channel else { return self.wait(first, flight, now) };
-        let request = io.request(list.ranges(), u32::from(first), 0);
-        match channel.submit(&request, self.memory.regions(), now) {
+        self.tracing.moves(first, io.length);
+        let request = io.request(list.ranges(), u32::from(first), self.tracing.told(first));
+        let before = channel.with_backend();
+        let submitted = channel.submit(&request, self.memory.regions(), now);
+        self.tracing.requested(first, 0, submitted, channel.with_backend() > before);
+        match submitted {
             Submitted::Done(Err(ErrorKind::Gone)) => {
                 self.lose_channel(row);
                 self.wait(first, flight, now);
             }
             Submitted::Done(outcome) => {
                 *self.slots.flight_mut(first) = flight;
-                self.count(row, io.op, io.length, nvm::status(io.op, outcome));
+                let status = nvm::status(io.op, outcome);
+                self.count(row, io.op, io.length, status);
+                if outcome.is_err() {
+                    self.record_error(first, sqid, cid, status, &commands[0]);
+                }
                 self.finish_fused(first, second, outcome);
             }
             Submitted::Pending => {

@@ -240,32 +240,44 @@ impl Controller {
         let (mut kept, mut index) = (0, 0);
         while let Some(fetched) = self.batch.get(index) {
             let (slot, command) = (fetched.slot, *fetched.command());
-            let second = self.batch.get(index + 1).filter(|second| {
-                command.fuse() == Fuse::FIRST && second.command().fuse() == Fuse::SECOND
-            });
-            let second = second.map(|second| second.slot);
+            let second = self.second_of(index);
             let count = 1 + usize::from(second.is_some());
-            if second.is_none() && matches!(command.fuse(), Fuse::FIRST | Fuse::SECOND) {
-                // Here, or it might find another half when commands between them are set aside.
-                self.refuse(qid as u16, slot, &command, Status::ABORTED_MISSING_FUSED);
-                if self.failure.is_some() {
-                    self.batch.drain(kept..index + 1);
-                    self.abandon(0);
-                    return self.batch.clear();
-                }
-            } else if let Err(line) = self.take_place(&command, second.is_some(), now) {
-                let kind = second.map_or(Kind::Single, Kind::Fused);
-                if let Kind::Fused(second) = kind {
-                    self.group(slot, second);
-                }
-                self.park(qid, line, slot, &command, kind, now);
-            } else {
+            if !self.is_held_back(qid, slot, second, &command, now) {
                 self.batch.copy_within(index..index + count, kept);
                 kept += count;
+            } else if self.failure.is_some() {
+                self.batch.drain(kept..index + count);
+                self.abandon(0);
+                return self.batch.clear();
             }
             index += count;
         }
         self.batch.truncate(kept);
+    }
+
+    /// Whether a command of the batch leaves it, with the second half if it is the first of a pair: set aside over a
+    /// limit, or refused as half of a pair, which here, or it might find another half when commands between them are set
+    /// aside.
+    #[cold]
+    pub(super) fn is_held_back(
+        &mut self,
+        qid: usize,
+        slot: u16,
+        second: Option<u16>,
+        command: &Command,
+        now: u64,
+    ) -> bool {
+        if second.is_none() && matches!(command.fuse(), Fuse::FIRST | Fuse::SECOND) {
+            self.refuse(qid as u16, slot, command, Status::ABORTED_MISSING_FUSED);
+            return true;
+        }
+        let Err(line) = self.take_place(command, second.is_some(), now) else { return false };
+        let kind = second.map_or(Kind::Single, Kind::Fused);
+        if let Kind::Fused(second) = kind {
+            self.group(slot, second);
+        }
+        self.park(qid, line, slot, command, kind, now);
+        true
     }
 
     /// Whether a command may go now; else the line in which it has to wait.
@@ -310,6 +322,7 @@ impl Controller {
         let mut flight = Flight::new(qid as u16, command.cid().0, row, kind);
         flight.since = now.max(1);
         *self.slots.flight_mut(slot) = flight;
+        self.trace_held_back(slot);
         self.limits.push(line, slot);
         let place = self.limits.lines.get(line).and_then(|line| line.place);
         self.limits.due = self.limits.due.min(place.map_or(0, |place| place.release));
@@ -328,6 +341,7 @@ impl Controller {
         if !waits && !(self.limits.any && limited) {
             return false;
         }
+        self.trace_held_back(slot);
         self.limits.push(line, slot);
         self.limits.due = 0;
         if let Some(counters) = self.queues.throttled.get(line) {

@@ -94,6 +94,7 @@ impl Controller {
     #[cold]
     pub(super) fn hold(&mut self, slot: u16) {
         self.pause.held.push_back(slot);
+        self.trace_paused(slot);
         self.occupy(usize::from(self.slots.flight(slot).sqid));
     }
 

@@ -53,14 +53,14 @@ impl Controller {
     /// Runs the commands that were just fetched from a queue.
     #[inline]
     pub(super) fn run_batch(&mut self, qid: usize, fuses: u8, now: u64) {
+        if self.tracing.is_due(self.batch.len()) {
+            return self.run_traced_batch(qid, fuses, now);
+        }
         if self.limits.any {
             self.hold_back(qid, now);
         }
         if fuses != Fuse::NORMAL.0 {
             return self.run_fused_batch(qid, now);
-        }
-        if self.tracing.is_due(self.batch.len()) {
-            return self.run_sampled_batch(qid, now);
         }
         if self.namespaces.any_copies() {
             return self.run_copying_batch(qid, now);
@@ -257,7 +257,7 @@ impl Controller {
                 self.count(row, io.op, io.length, status);
                 if outcome.is_err() {
                     let command = self.command_of(slot);
-                    self.record_error(sqid, cid, status, &command);
+                    self.record_error(slot, sqid, cid, status, &command);
                 }
                 self.finish(slot, sqid, cid, status, 0);
             }
@@ -285,7 +285,7 @@ impl Controller {
         if let Some(row) = nvm::namespace_index(command.nsid) {
             self.count(row, Op::Flush, 0, status);
         }
-        self.record_error(sqid, cid, status, command);
+        self.record_error(slot, sqid, cid, status, command);
         self.finish(slot, sqid, cid, status.with_more(), 0);
     }
 

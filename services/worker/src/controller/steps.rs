@@ -7,7 +7,7 @@ use bdev::channel::{Channel, Submitted};
 use bdev::request::{ErrorKind, Op};
 use nvme::nvm::{self, Io, Ranges, Step};
 use nvme_spec::Status;
-use nvme_spec::command::Command;
+use nvme_spec::command::{Command, NvmOpcode};
 
 /// Requests of one command that are run before others get their turn.
 const STEP_BUDGET: usize = 8;
@@ -15,6 +15,22 @@ const STEP_BUDGET: usize = 8;
 impl Controller {
     #[cold]
     pub(super) fn begin_steps(
+        &mut self,
+        sqid: u16,
+        slot: u16,
+        command: &Command,
+        ranges: Ranges,
+        list: usize,
+        now: u64,
+    ) {
+        let watched = self.trace_watch(sqid, slot, None);
+        self.load_steps(sqid, slot, command, ranges, list, now);
+        if watched {
+            self.trace_progress(slot);
+        }
+    }
+
+    fn load_steps(
         &mut self,
         sqid: u16,
         slot: u16,
@@ -39,6 +55,7 @@ impl Controller {
             self.free_steps.push(entry);
             return self.refuse(sqid, slot, command, status);
         }
+        self.tracing.translated(slot);
         *self.slots.flight_mut(slot) = Flight::new(sqid, cid, row as u16, Kind::Steps(entry));
         self.run_steps(slot, now);
     }
@@ -46,6 +63,14 @@ impl Controller {
     /// Flush of all namespaces.
     #[cold]
     pub(super) fn flush_all(&mut self, sqid: u16, slot: u16, cid: u16, now: u64) {
+        let watched = self.trace_watch(sqid, slot, None);
+        self.flush_each(sqid, slot, cid, now);
+        if watched {
+            self.trace_progress(slot);
+        }
+    }
+
+    fn flush_each(&mut self, sqid: u16, slot: u16, cid: u16, now: u64) {
         let paused = self.namespaces.paused();
         if let Some(row) = paused.rows().next() {
             return self.wait(slot, Flight::new(sqid, cid, row as u16, Kind::Single), now);
@@ -64,6 +89,7 @@ impl Controller {
                 steps.push(Step { namespace, io: Io::new(Op::Flush, 0, 0) });
             }
         }
+        self.tracing.translated(slot);
         *self.slots.flight_mut(slot) = Flight::new(sqid, cid, first as u16, Kind::Steps(entry));
         self.run_steps(slot, now);
     }
@@ -73,6 +99,9 @@ impl Controller {
     pub(super) fn run_steps(&mut self, slot: u16, now: u64) {
         let mut flight = *self.slots.flight(slot);
         let Kind::Steps(entry) = flight.kind else { return };
+        // A wait to come begins then.
+        flight.since = 0;
+        let told = self.tracing.told(slot);
         for _ in 0..STEP_BUDGET {
             let step = self.steps.get(usize::from(entry)).and_then(nvm::Steps::current);
             let Some(Step { namespace, io }) = step else {
@@ -97,8 +126,12 @@ impl Controller {
             let shut = row.is_retiring() || row.still;
             let channel = row.channel.as_mut().filter(|_| !shut);
             let Some(channel) = channel else { return self.wait(slot, flight, now) };
-            let request = io.request(&[], u32::from(slot), 0);
-            match channel.submit(&request, self.memory.regions(), now) {
+            let request = io.request(&[], u32::from(slot), told);
+            let before = channel.with_backend();
+            let submitted = channel.submit(&request, self.memory.regions(), now);
+            let by_ring = channel.with_backend() > before;
+            self.tracing.requested(slot, io.length, submitted, by_ring);
+            match submitted {
                 Submitted::Done(Ok(())) => {
                     self.charge_step(namespace, &io, now);
                     self.count(namespace, io.op, io.length, Status::SUCCESS);
@@ -111,8 +144,9 @@ impl Controller {
                     return self.wait(slot, flight, now);
                 }
                 Submitted::Done(outcome) => {
-                    let status = nvm::status(io.op, outcome);
+                    let (status, command) = (nvm::status(io.op, outcome), self.command_of(slot));
                     self.count(namespace, io.op, io.length, status);
+                    self.record_error(slot, flight.sqid, flight.cid, status, &command);
                     return self.finish_steps(slot, status);
                 }
                 Submitted::Pending => {
@@ -130,11 +164,12 @@ impl Controller {
 
     /// Completes a command of several requests. A Copy that failed says in dword 0 which range was the first not copied.
     pub(super) fn finish_steps(&mut self, slot: u16, status: Status) {
-        let Flight { sqid, cid, kind, op, .. } = *self.slots.flight(slot);
+        let Flight { sqid, cid, kind, .. } = *self.slots.flight(slot);
         let Kind::Steps(entry) = kind else { return };
         let done = self.steps.get(usize::from(entry)).map_or(0, nvm::Steps::done);
         self.free_steps.push(entry);
-        let dw0 = if op == Op::Copy && !status.is_success() { done } else { 0 };
+        let copies = self.command_of(slot).nvm_opcode() == NvmOpcode::COPY;
+        let dw0 = if copies && !status.is_success() { done } else { 0 };
         self.finish(slot, sqid, cid, status, dw0);
     }
 }

@@ -79,6 +79,7 @@ impl Controller {
             self.load_namespaces();
             self.load_limits();
             self.load_pause(now);
+            self.trace_pauses();
             self.take_in_abort(now);
         }
         self.seen.started = true;
@@ -361,6 +362,9 @@ impl Controller {
             Kind::Single | Kind::Orphan => {}
         }
         self.finish(slot, flight.sqid, flight.cid, status, 0);
+        if flight.trace != 0 {
+            self.trace_ended_waiting(slot);
+        }
     }
 
     /// Removes deleted queues that have nothing in flight, and takes their successors in. False if some have.

@@ -1,26 +1,35 @@
 //! Traced commands. Off the hot path, which asks one question a batch: whether a command's turn has come.
 //!
-//! A sampled command is timed in all its stages: on its own, beside the rest of its batch, and completed at once. What was
-//! not sampled and took long, or failed, is recorded with what is known of it anyway: the reactor's clock tells when its
-//! channel got it, to the grain of some polls; what a lease served at once took no time of anybody else's.
+//! A command that is traced has a record from its fetch to its completion ([`open::Open`]), in which its stages are timed as
+//! it comes through them. Whose turn it is, or what is captured, is timed on its own, beside the rest of its batch, and
+//! completed at once. Whatever leaves the hot path anyway (for a limit, as a fused pair, with several requests) has a
+//! record from there on, which goes its way only if the command turns out slow, or fails. Of other commands that took
+//! long, or failed, is told what is known of them anyway: the reactor's clock tells when its channel got it, to the grain
+//! of some polls; what a lease served at once took no time of anybody else's.
+
+mod open;
+mod waits;
 
 use super::Controller;
 use super::run::row_of;
 use crate::namespaces::{Entry, Shut};
-use crate::slots::Flight;
+use crate::slots::{Flight, Kind};
 use crate::tracer::Tracer;
 use bdev::channel::{Channel, Submitted};
+use bdev::request::ErrorKind;
 use ipc::layout::MAX_IN_FLIGHT;
 use ipc::layout::latency::LatencyOf;
 use ipc::layout::telemetry::{CAPTURED, Policy, TraceRecord, TraceSide, trace_reason};
 use nvme::nvm::{Io, Work};
 use nvme_spec::Status;
-use nvme_spec::command::{Command, NvmOpcode};
+use nvme_spec::command::{Command, Fuse, NvmOpcode};
+use open::Open;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Sampled commands that a block device has, or that wait for their interrupt; further ones are counted as dropped.
-const MAX_OPEN: usize = 64;
+/// Traced commands that wait for their interrupt; further ones are told of without that. All of them are looked at in each
+/// poll.
+const MAX_POSTED: usize = 256;
 
 /// A controller's part in tracing.
 pub(super) struct Tracing {
@@ -32,14 +41,14 @@ pub(super) struct Tracing {
     capture: u32,
     /// While commands are captured: what `left` would be.
     turn: u32,
+    /// Somebody captures, who may have got all.
+    capturing: bool,
     /// Nanoseconds from which a command is slow.
     slow: u64,
-    /// Sampled commands in flight, by slot.
-    open: Vec<(u16, TraceRecord)>,
-    /// Sampled commands that were posted, with their completion queue and the number of interrupts before.
+    /// Commands in flight that have a record.
+    open: Open,
+    /// Traced commands that were posted, with their completion queue and the number of interrupts before.
     posted: Vec<(TraceRecord, usize, u64)>,
-    /// The command in hand is recorded by others than [`Controller::trace_failed`].
-    in_hand: bool,
 }
 
 impl Default for Tracing {
@@ -50,10 +59,10 @@ impl Default for Tracing {
             left: u32::MAX,
             capture: 0,
             turn: u32::MAX,
+            capturing: false,
             slow: u64::MAX,
-            open: Vec::new(),
+            open: Open::default(),
             posted: Vec::new(),
-            in_hand: false,
         }
     }
 }
@@ -77,6 +86,15 @@ impl Tracing {
         self.left = if self.capture > 0 { 0 } else { turn };
     }
 
+    /// Captures so many commands more, in place of those of which there is no record.
+    fn capture_again(&mut self, lost: u32) {
+        if lost > 0 && self.capturing {
+            let turn = if self.capture > 0 { self.turn } else { self.left };
+            self.capture = self.capture.saturating_add(lost);
+            self.set_turn(turn);
+        }
+    }
+
     /// Forgets commands in flight: their queues are gone.
     pub(super) fn forget(&mut self) {
         self.open.clear();
@@ -93,8 +111,61 @@ impl Tracing {
     /// recorded.
     #[inline]
     pub(super) fn is_traced(&self, flight: &Flight, now: u64) -> bool {
-        let slow = flight.started != 0 && now.saturating_sub(flight.started) >= self.slow;
-        flight.trace != 0 || slow
+        flight.trace != 0 || self.is_slow(flight.started, now)
+    }
+
+    /// Whether what began at the reactor's time `began` (0: not known) takes long at `now`.
+    #[inline]
+    fn is_slow(&self, began: u64, now: u64) -> bool {
+        began != 0 && now.saturating_sub(began) >= self.slow
+    }
+
+    /// What a channel is told of a slot's command, so that its backend records its part: the trace, or 0.
+    pub(super) fn told(&self, slot: u16) -> u64 {
+        let Some(record) = self.open.get(slot) else { return 0 };
+        let exported = self.tracer.as_ref().is_some_and(|tracer| tracer.records());
+        let sampled = record.reason & trace_reason::SAMPLED != 0 && exported;
+        if sampled || record.is_captured() { record.trace } else { 0 }
+    }
+
+    /// Notes the time of a stage of a slot's command.
+    fn note(&mut self, slot: u16, note: impl FnOnce(&mut TraceRecord, u64)) {
+        if let (Some(record), Some(tracer)) = (self.open.get_mut(slot), &self.tracer) {
+            note(record, tracer.now());
+        }
+    }
+
+    /// A slot's command was checked.
+    pub(super) fn translated(&mut self, slot: u16) {
+        self.note(slot, |record, now| {
+            if record.translated == 0 {
+                (record.translated, record.submitted) = (now, now);
+            }
+        });
+    }
+
+    /// What a slot's command moves, as far as it has one request.
+    pub(super) fn moves(&mut self, slot: u16, bytes: u64) {
+        if let Some(record) = self.open.get_mut(slot) {
+            record.bytes = bytes;
+        }
+    }
+
+    /// A channel was handed a request of a slot's command, which moves `bytes` beside others.
+    pub(super) fn requested(&mut self, slot: u16, bytes: u64, submitted: Submitted, by_ring: bool) {
+        if matches!(submitted, Submitted::Full | Submitted::Done(Err(ErrorKind::Gone))) {
+            return;
+        }
+        let told = self.told(slot) != 0;
+        if let Some(record) = self.open.get_mut(slot) {
+            record.done = 0;
+            record.bytes = record.bytes.saturating_add(bytes);
+            record.requests = record.requests.saturating_add(1);
+            if by_ring && told {
+                record.reason |= trace_reason::RING;
+                record.by_ring = record.by_ring.saturating_add(1);
+            }
+        }
     }
 }
 
@@ -110,51 +181,57 @@ impl Controller {
         });
         // Without anybody who takes records out there is no use in looking for slow ones.
         tracing.slow = if tracer.records() { policy.slow_ns() } else { u64::MAX };
-        tracing.open.reserve(MAX_OPEN);
-        tracing.posted.reserve(MAX_OPEN);
+        tracing.open.reserve();
+        tracing.posted.reserve_exact(MAX_POSTED.saturating_sub(tracing.posted.len()));
         tracing.tracer = Some(tracer);
     }
 
-    /// Records the next `count` commands, whatever the policy; 0 ends that. Fused pairs are left out, as are commands
-    /// beyond those that can be open at a time.
+    /// Records the next `count` commands, whatever the policy; 0 ends that. A fused pair counts as one. Records that find
+    /// no room are made up for by later ones.
     pub fn capture(&mut self, count: u32) {
         let tracing = &mut self.tracing;
         let turn = if tracing.capture > 0 { tracing.turn } else { tracing.left };
         tracing.capture = if tracing.tracer.is_some() { count } else { 0 };
+        tracing.capturing = tracing.capture > 0;
         tracing.set_turn(turn);
     }
 
     /// Runs a batch of which a command or several are sampled or captured.
     #[cold]
-    pub(super) fn run_sampled_batch(&mut self, qid: usize, now: u64) {
+    pub(super) fn run_traced_batch(&mut self, qid: usize, fuses: u8, now: u64) {
         let count = self.batch.len();
-        let sample = self.tracing.policy.sample;
+        let sample = self.tracing.policy.sample as usize;
         let capturing = self.tracing.capture > 0;
-        let left = if capturing { self.tracing.turn } else { self.tracing.left };
-        let mut due = left as usize;
+        let turn = if capturing { self.tracing.turn } else { self.tracing.left };
+        let mut due = turn as usize;
         let tracer = self.tracing.tracer.clone();
         let fetched_at = tracer.as_ref().map_or(0, |tracer| tracer.now());
-        for index in 0..count {
-            let Some(&fetched) = self.batch.get(index) else { break };
+        let plain = fuses == Fuse::NORMAL.0 && !self.limits.any;
+        let mut index = 0;
+        while let Some(&fetched) = self.batch.get(index) {
             let (slot, command) = (fetched.slot, *fetched.command());
-            let sampled = index == due && sample != 0;
-            due += if sampled { sample as usize } else { 0 };
-            let captured = self.tracing.capture > 0 && self.tracing.open.len() < MAX_OPEN;
+            let second = if plain { None } else { self.second_of(index) };
+            index += 1 + usize::from(second.is_some());
+            let sampled = sample != 0 && due < index;
+            while sample != 0 && due < index {
+                due += sample;
+            }
+            let captured = self.tracing.capture > 0;
             match &tracer {
                 Some(tracer) if sampled || captured => {
                     self.tracing.capture -= u32::from(captured);
-                    let mut record = self.record_of(tracer, qid as u16, &command, 0);
-                    record.reason = if sampled { trace_reason::SAMPLED } else { 0 };
+                    let reason = if sampled { trace_reason::SAMPLED } else { 0 };
+                    let mut record = self.record_of(tracer, qid as u16, &command, reason);
                     record.trace = if captured { record.trace | CAPTURED } else { record.trace };
                     record.fetched = fetched_at;
-                    self.run_sampled(tracer, slot, &command, record, now);
+                    self.tracing.open.insert(slot, second, record);
+                    self.run_traced(qid, slot, second, &command, now);
                 }
-                _ => {
-                    self.run_one(qid as u16, slot, &command, now);
-                }
+                _ if plain => self.run_one(qid as u16, slot, &command, now),
+                _ => self.run_other(qid, slot, second, &command, now),
             }
             if self.failure.is_some() {
-                self.abandon(index + 1);
+                self.abandon(index);
                 break;
             }
         }
@@ -164,124 +241,123 @@ impl Controller {
         });
     }
 
-    fn run_sampled(
+    /// Runs a command of a batch that may be over a limit, or one of a pair.
+    fn run_other(
         &mut self,
-        tracer: &Arc<Tracer>,
+        qid: usize,
         slot: u16,
+        second: Option<u16>,
         command: &Command,
-        mut record: TraceRecord,
         now: u64,
     ) {
-        let (sqid, cid) = (record.sqid, record.cid);
-        record.started = tracer.now();
-        let row = row_of(command);
-        let work = self.parse(command, 0);
-        record.translated = tracer.now();
-        record.submitted = record.translated;
-        self.tracing.in_hand = true;
-        match work {
-            Ok(Work::Io(io)) => {
-                record.bytes = io.length;
-                let by_ring = self.submit_sampled(sqid, slot, cid, row, &io, record.trace, now);
-                record.reason |= if by_ring { trace_reason::RING } else { 0 };
-            }
-            other => self.start(sqid, slot, command, other, 0, now),
+        if self.limits.any && self.is_held_back(qid, slot, second, command, now) {
+            return;
         }
-        self.tracing.in_hand = false;
-        if !self.goes_on(slot) {
-            record.done = tracer.now();
-            self.conclude(tracer, slot, record);
-        } else if self.tracing.open.len() < MAX_OPEN {
-            self.slots.flight_mut(slot).trace = record.trace;
-            self.tracing.open.push((slot, record));
-        } else {
-            tracer.drop_record();
+        match command.fuse() {
+            Fuse::NORMAL => self.run_one(qid as u16, slot, command, now),
+            _ => self.run_fused(qid as u16, slot, second, command, now),
         }
     }
 
-    /// [`Controller::submit`] of a command whose channel is to know its trace. Whether a backend records its part.
-    #[allow(clippy::too_many_arguments, reason = "a command's parts")]
-    fn submit_sampled(
+    /// The same of one that has a record.
+    fn run_traced(
         &mut self,
-        sqid: u16,
+        qid: usize,
         slot: u16,
-        cid: u16,
-        row: usize,
-        io: &Io,
-        trace: u64,
+        second: Option<u16>,
+        command: &Command,
         now: u64,
-    ) -> bool {
-        let exported = self.tracing.tracer.as_ref().is_some_and(|tracer| tracer.records());
-        let told = if exported || trace & CAPTURED != 0 { trace } else { 0 };
+    ) {
+        if !self.limits.any || !self.is_held_back(qid, slot, second, command, now) {
+            self.tracing.note(slot, |record, now| record.started = now);
+            match command.fuse() {
+                Fuse::NORMAL => self.run_traced_one(qid as u16, slot, command, now),
+                _ => self.run_fused(qid as u16, slot, second, command, now),
+            }
+        }
+        self.trace_progress(slot);
+    }
+
+    fn run_traced_one(&mut self, sqid: u16, slot: u16, command: &Command, now: u64) {
+        let work = self.parse(command, 0);
+        self.tracing.translated(slot);
+        match work {
+            Ok(Work::Io(io)) => self.submit_traced(sqid, slot, command, &io, now),
+            other => self.start(sqid, slot, command, other, 0, now),
+        }
+    }
+
+    /// [`Controller::submit`] of a command whose channel is to know its trace.
+    fn submit_traced(&mut self, sqid: u16, slot: u16, command: &Command, io: &Io, now: u64) {
+        let (row, cid) = (row_of(command), command.cid().0);
+        let told = self.tracing.told(slot);
+        self.tracing.moves(slot, io.length);
         let (submitted, by_ring) = match self.namespaces.get_mut(row) {
             Some(Entry { channel: Some(channel), shut: Shut::NOT, .. }) => {
-                let ranges = self.lists[0].ranges();
-                let request = io.request(ranges, u32::from(slot), told);
+                let request = io.request(self.lists[0].ranges(), u32::from(slot), told);
+                let before = channel.with_backend();
                 let submitted = channel.submit(&request, self.memory.regions(), now);
-                (submitted, submitted == Submitted::Pending && channel.is_ring())
+                (submitted, channel.with_backend() > before)
             }
             _ => (Submitted::Full, false),
         };
+        self.tracing.requested(slot, 0, submitted, by_ring);
         if submitted == Submitted::Done(Ok(())) {
             self.tally(row, io.op, io.length);
             self.finish(slot, sqid, cid, Status::SUCCESS, 0);
         } else {
             self.submitted(sqid, slot, cid, row, *io, 0, submitted, now);
         }
-        by_ring
     }
 
-    /// Tries a sampled command again that waited for its channel, so that the backend finds its trace in the ring.
+    /// Tries a command again that has a record.
     #[cold]
-    pub(super) fn retry_sampled(&mut self, slot: u16, flight: &Flight, now: u64) {
-        let Flight { sqid, cid, trace, .. } = *flight;
-        let command = self.command_of(slot);
-        let before = self.tracing.tracer.as_ref().map_or(0, |tracer| tracer.now());
-        let (row, work) = (row_of(&command), self.parse(&command, 0));
-        let Ok(Work::Io(io)) = work else {
-            return self.start(sqid, slot, &command, work, 0, now);
-        };
-        self.tracing.in_hand = true;
-        let by_ring = self.submit_sampled(sqid, slot, cid, row, &io, trace, now);
-        self.tracing.in_hand = false;
-        let mut open = self.tracing.open.iter_mut();
-        if let Some((_, record)) =
-            open.find(|(open, record)| *open == slot && record.trace == trace)
-        {
-            record.submitted = before;
-            record.bytes = io.length;
-            record.reason |= if by_ring { trace_reason::RING } else { 0 };
-        }
-    }
-
-    /// A command that [`Tracing::is_traced`] got on: it is with a channel again, or waits again, or has ended.
-    #[cold]
-    pub(super) fn trace_progress(&mut self, slot: u16, flight: &Flight) {
-        let Some(tracer) = self.tracing.tracer.clone() else { return };
-        let ended = !self.goes_on(slot);
-        let place = self.tracing.open.iter().position(|(open, record)| {
-            *open == slot && flight.trace != 0 && record.trace == flight.trace
-        });
-        if !ended {
-            if place.is_some() {
-                self.slots.flight_mut(slot).trace = flight.trace;
+    pub(super) fn retry_traced(&mut self, slot: u16, flight: &Flight, now: u64) {
+        self.tracing.note(slot, |record, now| {
+            if waits::is_paused(record) {
+                record.resumed = now;
             }
+            if record.started == 0 {
+                record.started = now;
+            } else if record.requests == 0 {
+                record.submitted = now;
+            }
+        });
+        match flight.kind {
+            Kind::Single => {
+                let command = self.command_of(slot);
+                self.run_traced_one(flight.sqid, slot, &command, now);
+            }
+            Kind::Fused(second) => self.start_fused(flight.sqid, [slot, second], now),
+            Kind::Steps(_) => self.run_steps(slot, now),
+            Kind::Orphan => self.slots.give(slot),
+        }
+        self.trace_progress(slot);
+    }
+
+    /// A channel has ended a request of a command of which [`Tracing::is_traced`] holds.
+    #[cold]
+    pub(super) fn trace_outcome(&mut self, slot: u16, flight: &Flight) {
+        if flight.kind == Kind::Orphan {
             return;
         }
-        let mut record = match place {
-            Some(place) => self.tracing.open.swap_remove(place).1,
-            None => {
-                let command = self.command_of(slot);
-                let reason = if flight.trace == 0 { trace_reason::SLOW } else { 0 };
-                let mut record = self.record_of(&tracer, flight.sqid, &command, reason);
-                record.bytes = flight.bytes.into();
-                record.fetched = tracer.at(flight.started);
-                record.submitted = record.fetched;
-                record
-            }
-        };
-        record.done = tracer.now();
-        self.conclude(&tracer, slot, record);
+        if flight.trace == 0 {
+            self.trace_late(slot, flight, trace_reason::SLOW);
+            self.tracing.requested(slot, 0, Submitted::Pending, false);
+        }
+        self.tracing.note(slot, |record, now| record.done = now);
+    }
+
+    /// A command that has a record was brought on its way, or got on: it is with a channel, or waits, or has ended.
+    #[cold]
+    pub(super) fn trace_progress(&mut self, slot: u16) {
+        let Some(record) = self.tracing.open.get(slot) else { return };
+        let (trace, held_back) = (record.trace, record.held != 0 && record.started == 0);
+        if held_back || self.goes_on(slot) {
+            self.slots.flight_mut(slot).trace = trace;
+        } else {
+            self.conclude(slot);
+        }
     }
 
     /// Whether a command that was just looked at is with a channel, or waits.
@@ -292,11 +368,27 @@ impl Controller {
     }
 
     /// A command that has its outcome is completed, and its record goes on its way.
-    fn conclude(&mut self, tracer: &Tracer, slot: u16, mut record: TraceRecord) {
+    fn conclude(&mut self, slot: u16) {
+        let Some(tracer) = self.tracing.tracer.clone() else { return };
+        let Some(open::Entry { slot, second, mut record }) = self.tracing.open.remove(slot) else {
+            return;
+        };
+        if record.done == 0 {
+            record.done = tracer.now();
+        }
+        if waits::is_paused(&record) {
+            record.resumed = record.done;
+        }
+        if record.requests == 0 && record.submitted <= record.translated {
+            // No block device was asked, and none waited for.
+            record.submitted = 0;
+        }
         self.commit();
+        if self.failure.is_some() {
+            return;
+        }
         record.posted = tracer.now();
-        let log = &self.queues.slots[usize::from(slot) % MAX_IN_FLIGHT];
-        record.status = log.outcome.load(Ordering::Relaxed) as u16;
+        record.status = self.outcome_of(slot, second).into_bits();
         let latency = record.posted.saturating_sub(record.fetched);
         if record.status != 0 {
             record.reason |= trace_reason::FAILED;
@@ -305,20 +397,38 @@ impl Controller {
             record.reason |= trace_reason::SLOW;
         }
         if record.reason & trace_reason::SAMPLED != 0 {
-            let histogram = &self.queues.latency[class(record.opcode) as usize];
+            let histogram = &self.queues.latency[class(&record) as usize];
             histogram.record(latency);
             if tracer.records() {
                 histogram.show(latency, record.trace, tracer.wall());
             }
         }
+        if record.reason & trace_reason::REASONS == 0 && !record.is_captured() {
+            return;
+        }
         let sq = self.sqs.get(usize::from(record.sqid)).and_then(Option::as_ref);
         let cqid = sq.map_or(0, |sq| sq.cqid);
         let owed = self.owed & 1_u128.checked_shl(cqid as u32).unwrap_or(0) != 0;
-        if owed && self.tracing.posted.len() < MAX_OPEN {
+        if owed && self.tracing.posted.len() < MAX_POSTED {
             let interrupts = self.queues.acknowledged.interrupts.load(Ordering::Relaxed);
             self.tracing.posted.push((record, cqid, interrupts));
-        } else {
-            tracer.record(&record);
+        } else if !tracer.record(&record) && record.is_captured() {
+            self.tracing.capture_again(1);
+        }
+    }
+
+    /// What a command that was completed has come to; of a pair, what it was that failed.
+    fn outcome_of(&self, slot: u16, second: Option<u16>) -> Status {
+        let of = |slot: u16| {
+            let log = &self.queues.slots[usize::from(slot) % MAX_IN_FLIGHT];
+            Status::from_raw(log.outcome.load(Ordering::Relaxed) as u16)
+        };
+        let first = of(slot);
+        match second {
+            Some(second) if first.is_success() || first.code() == Status::ABORTED_FAILED_FUSED => {
+                of(second)
+            }
+            _ => first,
         }
     }
 
@@ -328,24 +438,32 @@ impl Controller {
         let Some(tracer) = &self.tracing.tracer else { return };
         let now = tracer.now();
         let interrupts = self.queues.acknowledged.interrupts.load(Ordering::Relaxed);
-        let owed = self.owed;
+        let (owed, mut lost) = (self.owed, 0);
         self.tracing.posted.retain_mut(|(record, cqid, before)| {
             let waits = owed & 1_u128.checked_shl(*cqid as u32).unwrap_or(0) != 0;
             if !waits {
                 record.signalled = if interrupts == *before { 0 } else { now };
-                tracer.record(record);
+                lost += u32::from(!tracer.record(record) && record.is_captured());
             }
             waits
         });
+        self.tracing.capture_again(lost);
     }
 
-    /// A command that was not sampled has failed.
+    /// A command has failed. One that has a record is told of when it has ended.
     #[cold]
-    pub(super) fn trace_failed(&self, sqid: u16, cid: u16, status: Status, command: &Command) {
+    pub(super) fn trace_failed(
+        &self,
+        slot: u16,
+        sqid: u16,
+        cid: u16,
+        status: Status,
+        command: &Command,
+    ) {
         let Some(tracer) = self.tracing.tracer.as_ref().filter(|tracer| tracer.records()) else {
             return;
         };
-        if self.tracing.in_hand {
+        if self.tracing.open.get(slot).is_some() {
             return;
         }
         let mut record = self.record_of(tracer, sqid, command, trace_reason::FAILED);
@@ -354,39 +472,26 @@ impl Controller {
         tracer.record(&record);
     }
 
-    /// The command in hand is recorded, or not, by whoever ends it.
-    #[inline]
-    pub(super) fn trace_in_hand(&mut self, in_hand: bool) {
-        self.tracing.in_hand = in_hand;
-    }
-
     fn record_of(&self, tracer: &Tracer, sqid: u16, command: &Command, reason: u8) -> TraceRecord {
+        let opcode = command.nvm_opcode();
+        // These two have something else in its place.
+        let has_lba = !matches!(opcode, NvmOpcode::DATASET_MANAGEMENT | NvmOpcode::FLUSH);
         TraceRecord {
-            trace: tracer.trace(),
-            controller: self.id(),
-            side: TraceSide::Worker,
             reason,
-            opcode: command.nvm_opcode().0,
-            status: 0,
+            opcode: opcode.0,
             sqid,
             cid: command.cid().0,
             nsid: command.nsid.0,
-            lba: command.slba().0,
-            bytes: 0,
-            fetched: 0,
-            started: 0,
-            translated: 0,
-            submitted: 0,
-            done: 0,
-            posted: 0,
-            signalled: 0,
+            lba: if has_lba { command.slba().0 } else { 0 },
+            ..TraceRecord::new(tracer.trace(), self.id(), TraceSide::Worker)
         }
     }
 }
 
-/// As the counters class them.
-fn class(opcode: u8) -> LatencyOf {
-    match NvmOpcode(opcode) {
+/// As the counters class them: a pair is its write.
+fn class(record: &TraceRecord) -> LatencyOf {
+    match NvmOpcode(record.opcode) {
+        _ if record.is_fused() => LatencyOf::Write,
         NvmOpcode::READ | NvmOpcode::COMPARE | NvmOpcode::VERIFY => LatencyOf::Read,
         NvmOpcode::WRITE => LatencyOf::Write,
         _ => LatencyOf::Other,
