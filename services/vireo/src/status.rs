@@ -27,7 +27,11 @@ pub fn table(status: &HostStatus) -> String {
         ]);
         let owner = format!("{} {}", process.kind, process.name);
         for item in &process.items {
-            objects.add_row([item.kind.as_str(), &item.name, &item.state, &owner, &item.message]);
+            let mut state = item.state.clone();
+            if item.paused {
+                state.push_str(", paused");
+            }
+            objects.add_row([item.kind.as_str(), &item.name, &state, &owner, &item.message]);
         }
     }
     let mut text = format!("{processes}\n");
@@ -59,6 +63,7 @@ fn process(process: &ProcessStatus) -> serde_json::Value {
                 "name": item.name,
                 "state": item.state,
                 "message": item.message,
+                "paused": item.paused,
             })
         })
         .collect();
@@ -85,7 +90,7 @@ mod tests {
             name: "vm0".into(),
             state: "connected".into(),
             message: "process 77".into(),
-            paused: false,
+            paused: true,
         };
         let process = ProcessStatus {
             kind: "frontend".into(),
@@ -99,11 +104,14 @@ mod tests {
         let failures = vec!["bdev mem0: no memory".to_owned()];
         let status = HostStatus { ready: false, failures, processes: vec![process] };
         let table = table(&status);
-        for word in ["frontend", "f0", "4711", "vm0", "connected", "process 77", "no memory"] {
+        let words =
+            ["frontend", "f0", "4711", "vm0", "connected, paused", "process 77", "no memory"];
+        for word in words {
             assert!(table.contains(word), "{word} in\n{table}");
         }
         let json = json(&status);
-        assert_eq!(json["processes"][0]["items"][0]["state"], "connected");
+        let item = &json["processes"][0]["items"][0];
+        assert_eq!((&item["state"], &item["paused"]), (&json!("connected"), &json!(true)));
         assert_eq!(json["failures"][0], "bdev mem0: no memory");
     }
 }

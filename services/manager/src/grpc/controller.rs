@@ -2,6 +2,7 @@
 
 use super::guard::Audited;
 use super::limits::{self, Change};
+use super::pause::Wanted;
 use super::request::{absent, call, changeable, common, compare_etag, etag, named};
 use super::{Api, error, page};
 use crate::counters::Client;
@@ -31,7 +32,7 @@ impl ControllerService for Api {
         let mut controller = shown(&self.manager.view(), &object)
             .ok_or_else(|| error::missing(&object.to_string()))?;
         self.fill_client(&mut controller, &object).await;
-        self.fill_pause_state(&mut controller, &object).await;
+        controller.pause_state = self.pause_state(&object).await.into();
         Ok(Response::new(controller))
     }
 
@@ -46,7 +47,7 @@ impl ControllerService for Api {
         let (endpoints, next_page_token) =
             page::page(endpoints, request.page_size, &request.page_token)?;
         let connected = self.manager.connected().await;
-        let (known, paused) = pause::overview(self.manager.peers()).await;
+        let pauses = pause::overview(self.manager.peers()).await;
         let mut controllers = Vec::with_capacity(endpoints.len());
         for endpoint in endpoints {
             let mut controller = controller(&view, &endpoint);
@@ -55,9 +56,9 @@ impl ControllerService for Api {
             if connected.get(&endpoint.name) == Some(&true) {
                 self.fill_client(&mut controller, &object).await;
             }
-            if paused.contains(&endpoint.name) {
-                self.fill_pause_state(&mut controller, &object).await;
-            } else if known.contains(&endpoint.name) {
+            if pauses.paused_controllers.contains(&endpoint.name) {
+                controller.pause_state = self.pause_state(&object).await.into();
+            } else if pauses.controllers.contains(&endpoint.name) {
                 controller.pause_state = PauseState::Running.into();
             }
             controllers.push(controller);
@@ -137,7 +138,7 @@ impl ControllerService for Api {
         let mut controller = shown(&edited.view, &edited.object)
             .ok_or_else(|| error::missing(&edited.object.to_string()))?;
         self.fill_client(&mut controller, &edited.object).await;
-        self.fill_pause_state(&mut controller, &edited.object).await;
+        controller.pause_state = self.pause_state(&edited.object).await.into();
         let mut response = Response::new(controller);
         response.extensions_mut().insert(Audited(edited.object.to_string()));
         Ok(response)
@@ -149,7 +150,12 @@ impl ControllerService for Api {
     ) -> Result<Response<Controller>, Status> {
         let request = request.into_inner();
         let object = controller_named(&request.name)?;
-        self.pause(&object, &request).await?;
+        let wanted = Wanted {
+            timeout: request.timeout.as_ref(),
+            max_pause: request.max_pause.as_ref(),
+            validate_only: request.validate_only,
+        };
+        self.pause(&object, wanted).await?;
         self.pause_answer(object).await
     }
 
@@ -159,7 +165,7 @@ impl ControllerService for Api {
     ) -> Result<Response<Controller>, Status> {
         let request = request.into_inner();
         let object = controller_named(&request.name)?;
-        self.resume(&object, &request).await?;
+        self.resume(&object, request.validate_only).await?;
         self.pause_answer(object).await
     }
 
@@ -208,7 +214,7 @@ impl Api {
         let mut controller = shown(&self.manager.view(), &object)
             .ok_or_else(|| error::missing(&object.to_string()))?;
         self.fill_client(&mut controller, &object).await;
-        self.fill_pause_state(&mut controller, &object).await;
+        controller.pause_state = self.pause_state(&object).await.into();
         let mut response = Response::new(controller);
         response.extensions_mut().insert(Audited(object.to_string()));
         Ok(response)

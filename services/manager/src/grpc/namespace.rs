@@ -2,18 +2,21 @@
 
 use super::guard::Audited;
 use super::limits::{self, Change};
+use super::pause::Wanted;
 use super::request::{call, changeable, common, compare_etag, etag, named};
 use super::subsystem::subsystem_named;
 use super::{Api, error, page};
 use crate::manager::edit::{EditError, now_ms};
 use crate::object::Object;
+use crate::pause;
 use crate::view::View;
 use service::config;
 use tonic::{Request, Response, Status};
 use vireo_api::v1::namespace_service_server::NamespaceService;
 use vireo_api::v1::{
     CreateNamespaceRequest, DeleteNamespaceRequest, GetNamespaceRequest, ListNamespacesRequest,
-    ListNamespacesResponse, Namespace, UpdateNamespaceRequest,
+    ListNamespacesResponse, Namespace, PauseNamespaceRequest, PauseState, ResumeNamespaceRequest,
+    UpdateNamespaceRequest,
 };
 
 const PATTERN: &str = "subsystems/{subsystem}/namespaces/{nsid}";
@@ -27,8 +30,10 @@ impl NamespaceService for Api {
         request: Request<GetNamespaceRequest>,
     ) -> Result<Response<Namespace>, Status> {
         let object = namespace_named(&request.into_inner().name)?;
-        let namespace = shown(&self.manager.view(), &object);
-        namespace.map(Response::new).ok_or_else(|| error::missing(&object.to_string()))
+        let mut namespace = shown(&self.manager.view(), &object)
+            .ok_or_else(|| error::missing(&object.to_string()))?;
+        namespace.pause_state = self.pause_state(&object).await.into();
+        Ok(Response::new(namespace))
     }
 
     async fn list_namespaces(
@@ -54,8 +59,20 @@ impl NamespaceService for Api {
                 (format!("{}/{:03}", subsystem.name, found.nsid), namespace(view, subsystem, found))
             })
         });
-        let (namespaces, next_page_token) =
+        let (mut namespaces, next_page_token) =
             page::page(namespaces.collect(), request.page_size, &request.page_token)?;
+        let pauses = pause::overview(self.manager.peers()).await;
+        for namespace in &mut namespaces {
+            let Ok(object) = namespace.name.parse::<Object>() else { continue };
+            let Object::Namespace { subsystem, nsid } = &object else { continue };
+            let short = format!("{subsystem}/{nsid}");
+            // A question more only for those that are paused.
+            if pauses.paused_namespaces.contains(&short) {
+                namespace.pause_state = self.pause_state(&object).await.into();
+            } else if pauses.namespaces.contains(&short) {
+                namespace.pause_state = PauseState::Running.into();
+            }
+        }
         Ok(Response::new(ListNamespacesResponse { namespaces, next_page_token }))
     }
 
@@ -137,11 +154,40 @@ impl NamespaceService for Api {
             Ok(object)
         };
         let edited = self.edit(call, work).await?;
-        let namespace = shown(&edited.view, &edited.object)
+        let mut namespace = shown(&edited.view, &edited.object)
             .ok_or_else(|| error::missing(&edited.object.to_string()))?;
+        namespace.pause_state = self.pause_state(&edited.object).await.into();
         let mut response = Response::new(namespace);
         response.extensions_mut().insert(Audited(edited.object.to_string()));
         Ok(response)
+    }
+
+    async fn pause_namespace(
+        &self,
+        request: Request<PauseNamespaceRequest>,
+    ) -> Result<Response<Namespace>, Status> {
+        let request = request.into_inner();
+        let object = namespace_named(&request.name)?;
+        let now = shown(&self.manager.view(), &object)
+            .ok_or_else(|| error::missing(&object.to_string()))?;
+        compare_etag(&object, &request.etag, &now.etag).map_err(error::edit)?;
+        let wanted = Wanted {
+            timeout: request.timeout.as_ref(),
+            max_pause: request.max_pause.as_ref(),
+            validate_only: request.validate_only,
+        };
+        self.pause(&object, wanted).await?;
+        self.paused_namespace(object).await
+    }
+
+    async fn resume_namespace(
+        &self,
+        request: Request<ResumeNamespaceRequest>,
+    ) -> Result<Response<Namespace>, Status> {
+        let request = request.into_inner();
+        let object = namespace_named(&request.name)?;
+        self.resume(&object, request.validate_only).await?;
+        self.paused_namespace(object).await
     }
 
     async fn delete_namespace(
@@ -172,6 +218,18 @@ impl NamespaceService for Api {
         self.edit(call, work).await?;
         let mut response = Response::new(());
         response.extensions_mut().insert(audited);
+        Ok(response)
+    }
+}
+
+impl Api {
+    /// The namespace after a pause or a resumption of it.
+    async fn paused_namespace(&self, object: Object) -> Result<Response<Namespace>, Status> {
+        let mut namespace = shown(&self.manager.view(), &object)
+            .ok_or_else(|| error::missing(&object.to_string()))?;
+        namespace.pause_state = self.pause_state(&object).await.into();
+        let mut response = Response::new(namespace);
+        response.extensions_mut().insert(Audited(object.to_string()));
         Ok(response)
     }
 }

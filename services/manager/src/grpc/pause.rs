@@ -1,16 +1,16 @@
-//! Pauses of controllers, as callers ask for them and see them.
+//! Pauses of controllers and namespaces, as callers ask for them and see them.
 
 use super::{Api, error, time};
 use crate::manager::edit::EditError;
 use crate::object::Object;
-use crate::pause::{self, PauseError};
+use crate::pause::{self, Pausable, PauseError};
 use prost_types::Duration as PbDuration;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 use telemetry::spans;
 use tonic::{Code, Status};
-use vireo_api::v1::{Controller, PauseControllerRequest, PauseState, ResumeControllerRequest};
+use vireo_api::v1::PauseState;
 use vireo_proto::handoff;
 
 /// How long commands in flight may be waited for.
@@ -22,67 +22,66 @@ const LONGEST: RangeInclusive<Duration> =
 /// Reason in ErrorInfo: commands were in flight for too long.
 const IN_FLIGHT: &str = "IN_FLIGHT";
 
+/// What a caller wants of a pause.
+pub(super) struct Wanted<'a> {
+    /// How long commands in flight may be waited for.
+    pub timeout: Option<&'a PbDuration>,
+    /// After how long it goes on by itself.
+    pub max_pause: Option<&'a PbDuration>,
+    /// Check everything, change nothing.
+    pub validate_only: bool,
+}
+
 impl Api {
-    /// Pauses a controller that is there.
-    pub(super) async fn pause(
-        &self,
-        object: &Object,
-        request: &PauseControllerRequest,
-    ) -> Result<(), Status> {
-        let settle = within("timeout", request.timeout.as_ref(), &SETTLE)?;
+    /// Pauses a controller or a namespace that is there.
+    pub(super) async fn pause(&self, object: &Object, wanted: Wanted<'_>) -> Result<(), Status> {
+        let settle = within("timeout", wanted.timeout, &SETTLE)?;
         let settle = settle.unwrap_or(DEFAULT_SETTLE);
-        let longest = within("max_pause", request.max_pause.as_ref(), &LONGEST)?;
-        let Some(name) = self.to_change(object, request.validate_only) else { return Ok(()) };
+        let longest = within("max_pause", wanted.max_pause, &LONGEST)?;
+        let Some(pausable) = self.to_change(object, wanted.validate_only) else { return Ok(()) };
         let manager = Arc::clone(&self.manager);
         let pause = async move {
             let config = manager.config();
-            pause::pause(&config, manager.peers(), &name, settle, longest).await
+            pause::pause(&config, manager.peers(), &pausable, settle, longest).await
         };
         // What has begun is finished, though its caller leaves.
         let ended = tokio::spawn(spans::within(spans::current(), pause)).await;
         let ended = ended.map_err(|error| error::edit(EditError::Internal(error.to_string())))?;
-        ended.map_err(|failed| refused(&failed, settle))
+        ended.map_err(|failed| refused(&failed, object, settle))
     }
 
-    /// Lets a controller that is there go on.
-    pub(super) async fn resume(
-        &self,
-        object: &Object,
-        request: &ResumeControllerRequest,
-    ) -> Result<(), Status> {
-        let Some(name) = self.to_change(object, request.validate_only) else { return Ok(()) };
-        let resumed = pause::resume(&self.manager.config(), self.manager.peers(), &name).await;
-        resumed.map_err(|failed| refused(&failed, Duration::ZERO))
+    /// Lets a controller or a namespace that is there go on.
+    pub(super) async fn resume(&self, object: &Object, validate_only: bool) -> Result<(), Status> {
+        let Some(pausable) = self.to_change(object, validate_only) else { return Ok(()) };
+        let resumed = pause::resume(&self.manager.config(), self.manager.peers(), &pausable).await;
+        resumed.map_err(|failed| refused(&failed, object, Duration::ZERO))
     }
 
-    /// The name of a controller that is there, if something is to happen to it.
-    fn to_change(&self, object: &Object, validate_only: bool) -> Option<String> {
-        let Object::Controller(name) = object else { return None };
+    /// An object that is there, if something is to happen to it.
+    fn to_change(&self, object: &Object, validate_only: bool) -> Option<Pausable> {
         let wanted = !validate_only && object.is_in(&self.manager.config());
-        wanted.then(|| name.clone())
+        Pausable::of(object).filter(|_| wanted)
     }
 
-    /// Asks whether a controller's commands are fetched.
-    pub(super) async fn fill_pause_state(&self, controller: &mut Controller, object: &Object) {
-        let Object::Controller(name) = object else { return };
-        let config = self.manager.config();
-        let state = match pause::state(&config, self.manager.peers(), name).await {
+    /// Asks whether commands of a controller or a namespace are sent on.
+    pub(super) async fn pause_state(&self, object: &Object) -> PauseState {
+        let Some(pausable) = Pausable::of(object) else { return PauseState::Unspecified };
+        match pause::state(&self.manager.config(), self.manager.peers(), &pausable).await {
             Ok(handoff::PauseState::Running) => PauseState::Running,
             Ok(handoff::PauseState::Pausing) => PauseState::Pausing,
             Ok(handoff::PauseState::Paused) => PauseState::Paused,
             Ok(handoff::PauseState::Unspecified) | Err(_) => PauseState::Unspecified,
-        };
-        controller.pause_state = state.into();
+        }
     }
 }
 
-/// Why a controller is not paused, or does not go on.
-fn refused(failed: &PauseError, settle: Duration) -> Status {
+/// Why an object is not paused, or does not go on.
+fn refused(failed: &PauseError, object: &Object, settle: Duration) -> Status {
     match failed {
         PauseError::InFlight => {
             let text = format!(
-                "commands are still in flight after {settle:?}: the controller goes on; give a \
-                 longer timeout"
+                "commands are still in flight after {settle:?}: {object} goes on; give a longer \
+                 timeout"
             );
             error::refuse(Code::DeadlineExceeded, IN_FLIGHT, text)
         }

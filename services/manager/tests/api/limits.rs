@@ -9,8 +9,9 @@ use tonic::Code;
 use tonic_types::StatusExt;
 use vireo_api::v1::{
     Controller, GetControllerRequest, GetNamespaceRequest, Limits, ListControllersRequest,
-    Namespace, PauseControllerRequest, PauseState, ReloadTargetRequest, ResumeControllerRequest,
-    UpdateControllerRequest, UpdateNamespaceRequest,
+    ListNamespacesRequest, Namespace, PauseControllerRequest, PauseNamespaceRequest, PauseState,
+    ReloadTargetRequest, ResumeControllerRequest, ResumeNamespaceRequest, UpdateControllerRequest,
+    UpdateNamespaceRequest,
 };
 use vireo_proto::handoff;
 
@@ -231,5 +232,75 @@ async fn a_pause_that_does_not_come_about_is_told() {
     assert_eq!(told(&status), (Code::Unavailable, "PROCESS_UNAVAILABLE".into()));
     let get = GetControllerRequest { name: "controllers/vm0".into() };
     let found = controllers.get_controller(get).await.unwrap().into_inner();
+    assert_eq!(found.pause_state(), PauseState::Unspecified);
+}
+
+#[tokio::test]
+async fn a_namespace_is_paused_and_goes_on() {
+    const NAME: &str = "subsystems/s0/namespaces/1";
+    let mut host = Host::start();
+    let managed = host.reached().await;
+    let mut namespaces = managed.namespaces();
+    *host.frontend.pauses_to.lock().unwrap() = handoff::PauseState::Paused;
+    let get = GetNamespaceRequest { name: NAME.into() };
+    let found = namespaces.get_namespace(get.clone()).await.unwrap().into_inner();
+    assert_eq!(found.pause_state(), PauseState::Running);
+    let wanted = PauseNamespaceRequest {
+        name: NAME.into(),
+        timeout: Some(PbDuration { seconds: 2, nanos: 0 }),
+        max_pause: Some(PbDuration { seconds: 30, nanos: 0 }),
+        etag: found.etag.clone(),
+        validate_only: false,
+    };
+    let tried = PauseNamespaceRequest { validate_only: true, ..wanted.clone() };
+    namespaces.pause_namespace(tried).await.unwrap();
+    let stale = PauseNamespaceRequest { etag: "0".into(), ..wanted.clone() };
+    let status = namespaces.pause_namespace(stale).await.unwrap_err();
+    assert_eq!(status.code(), Code::Aborted);
+    assert!(host.frontend.namespace_pauses.lock().unwrap().is_empty(), "it was only checked");
+    for _ in 0..2 {
+        let paused = namespaces.pause_namespace(wanted.clone()).await.unwrap().into_inner();
+        assert_eq!((paused.pause_state(), &paused.etag), (PauseState::Paused, &found.etag));
+    }
+    let asked = host.frontend.namespace_pauses.lock().unwrap().clone();
+    let expected = handoff::PauseNamespace {
+        subsystem: "s0".into(),
+        nsid: 1,
+        settle_ns: 2_000_000_000,
+        longest_ns: 30_000_000_000,
+    };
+    assert_eq!(asked, [expected.clone(), expected]);
+    let all = ListNamespacesRequest { parent: "subsystems/-".into(), ..Default::default() };
+    let listed = namespaces.list_namespaces(all.clone()).await.unwrap().into_inner();
+    assert_eq!(listed.namespaces[0].pause_state(), PauseState::Paused);
+    let resume = ResumeNamespaceRequest { name: NAME.into(), validate_only: false };
+    for _ in 0..2 {
+        let running = namespaces.resume_namespace(resume.clone()).await.unwrap().into_inner();
+        assert_eq!(running.pause_state(), PauseState::Running);
+    }
+    let listed = namespaces.list_namespaces(all).await.unwrap().into_inner();
+    assert_eq!(listed.namespaces[0].pause_state(), PauseState::Running);
+
+    // The frontend took it back.
+    *host.frontend.pauses_to.lock().unwrap() = handoff::PauseState::Running;
+    let status = namespaces.pause_namespace(wanted.clone()).await.unwrap_err();
+    assert_eq!(told(&status), (Code::DeadlineExceeded, "IN_FLIGHT".into()));
+    let duration = |seconds, nanos| Some(PbDuration { seconds, nanos });
+    let named = |name: &str| PauseNamespaceRequest { name: name.into(), ..Default::default() };
+    for (wrong, field) in [
+        (PauseNamespaceRequest { timeout: duration(61, 0), ..wanted.clone() }, "timeout"),
+        (PauseNamespaceRequest { max_pause: duration(0, 5), ..wanted.clone() }, "max_pause"),
+        (named("controllers/vm0"), "name"),
+    ] {
+        let status = namespaces.pause_namespace(wrong).await.unwrap_err();
+        assert_eq!(told(&status), (Code::InvalidArgument, "INVALID_FIELD".into()));
+        assert!(status.message().starts_with(field), "{status:?}");
+    }
+    let status = namespaces.pause_namespace(named("subsystems/s0/namespaces/9")).await.unwrap_err();
+    assert_eq!(told(&status), (Code::NotFound, "NOT_FOUND".into()));
+    host.kill("f0").await;
+    let status = namespaces.pause_namespace(named(NAME)).await.unwrap_err();
+    assert_eq!(told(&status), (Code::Unavailable, "PROCESS_UNAVAILABLE".into()));
+    let found = namespaces.get_namespace(get).await.unwrap().into_inner();
     assert_eq!(found.pause_state(), PauseState::Unspecified);
 }

@@ -27,8 +27,8 @@ use vireo_manager::manager::Manager;
 use vireo_manager::store::file_system::{Disk, FileSystem};
 use vireo_proto::Failure;
 use vireo_proto::handoff::{
-    ApplyFailure, ApplyResult, ApplyTargets, BdevInfo, EndpointReport, Limits, PauseEndpoint,
-    PauseState, ProcessStatus, StatusItem, reply, request,
+    ApplyFailure, ApplyResult, ApplyTargets, BdevInfo, EndpointReport, Limits, NamespaceReport,
+    PauseEndpoint, PauseNamespace, PauseState, ProcessStatus, StatusItem, reply, request,
 };
 
 /// How long anything may take that has to happen.
@@ -73,6 +73,10 @@ pub struct Fake {
     pub pauses_to: Mutex<PauseState>,
     /// Pauses that it was asked for.
     pub pauses: Mutex<Vec<PauseEndpoint>>,
+    /// How far namespaces are that were paused once, by name (`s0/1`).
+    pub namespaces: Mutex<BTreeMap<String, PauseState>>,
+    /// Pauses of namespaces that it was asked for.
+    pub namespace_pauses: Mutex<Vec<PauseNamespace>>,
     /// Limits that it was told last, by namespace (`s0/1`) and endpoint.
     pub limits: Mutex<BTreeMap<String, Limits>>,
     /// How often it was asked how it is.
@@ -97,6 +101,18 @@ impl Fake {
         Answer::new(reply::Body::ApplyResult(ApplyResult { failures: failed }))
     }
 
+    fn namespaces(&self) -> Vec<StatusItem> {
+        let namespaces = self.namespaces.lock().unwrap();
+        let item = |(name, state): (&String, &PauseState)| StatusItem {
+            kind: "namespace".into(),
+            name: name.clone(),
+            state: "ready".into(),
+            paused: *state > PauseState::Running,
+            message: String::new(),
+        };
+        namespaces.iter().map(item).collect()
+    }
+
     fn status(&self) -> ProcessStatus {
         let reports = self.reports.lock().unwrap();
         let item = |(name, report): (&String, &EndpointReport)| StatusItem {
@@ -113,7 +129,7 @@ impl Fake {
             pid: 7,
             version: "1.2.3".into(),
             items: match self.kind.as_str() {
-                "frontend" => reports.iter().map(item).collect(),
+                "frontend" => reports.iter().map(item).chain(self.namespaces()).collect(),
                 "worker" => vec![StatusItem {
                     kind: "controller".into(),
                     name: "vm0".into(),
@@ -203,9 +219,31 @@ impl Handler for Fake {
                 report.set_pause_state(PauseState::Running);
                 Ok(Answer::done())
             }
+            request::Body::PauseNamespace(pause) if self.kind == "frontend" => {
+                let (name, state) =
+                    (named(&pause.subsystem, pause.nsid), *self.pauses_to.lock().unwrap());
+                self.namespaces.lock().unwrap().insert(name, state);
+                self.namespace_pauses.lock().unwrap().push(pause);
+                Ok(Answer::done())
+            }
+            request::Body::ResumeNamespace(resume) if self.kind == "frontend" => {
+                let name = named(&resume.subsystem, resume.nsid);
+                self.namespaces.lock().unwrap().insert(name, PauseState::Running);
+                Ok(Answer::done())
+            }
+            request::Body::ReadNamespace(read) if self.kind == "frontend" => {
+                let namespaces = self.namespaces.lock().unwrap();
+                let state = namespaces.get(&named(&read.subsystem, read.nsid)).copied();
+                let pause_state = state.unwrap_or(PauseState::Running).into();
+                Ok(Answer::new(reply::Body::NamespaceReport(NamespaceReport { pause_state })))
+            }
             _ => Err(Failure::unsupported()),
         }
     }
+}
+
+fn named(subsystem: &str, nsid: u32) -> String {
+    format!("{subsystem}/{nsid}")
 }
 
 /// A host's processes, its configuration file, and its manager.

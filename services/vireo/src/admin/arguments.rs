@@ -1,7 +1,7 @@
 //! What a person types.
 
 pub use super::fault::FaultVerb;
-pub use super::limits::{LimitArguments, LimitVerb, PauseVerb};
+pub use super::limits::{LimitArguments, LimitVerb, NamespacePauseVerb, PauseVerb};
 pub use super::trace::TraceVerb;
 use crate::perf::units::{parse_duration, parse_size};
 use clap::{Args, Subcommand, ValueEnum};
@@ -313,6 +313,16 @@ pub enum NamespaceVerb {
     },
     /// Limit what all controllers together do on one (`SUBSYSTEM/NSID`) in a second, while guests use it.
     Limit(LimitVerb),
+    /// Hold I/O of one (`SUBSYSTEM/NSID`) on all controllers, and wait until none is in flight; other namespaces go on.
+    Pause(NamespacePauseVerb),
+    /// Let one that is paused (`SUBSYSTEM/NSID`) go on.
+    Resume {
+        /// Its name.
+        name: String,
+        /// Check everything, change nothing.
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Delete one (`SUBSYSTEM/NSID`); guests see it go.
     Delete(Deletion),
 }

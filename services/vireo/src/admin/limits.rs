@@ -9,8 +9,9 @@ use clap::Args;
 use prost_types::FieldMask;
 use std::time::Duration;
 use vireo_api::v1::{
-    Controller, Limits, Namespace, PauseControllerRequest, ResumeControllerRequest,
-    UpdateControllerRequest, UpdateNamespaceRequest,
+    Controller, Limits, Namespace, PauseControllerRequest, PauseNamespaceRequest,
+    ResumeControllerRequest, ResumeNamespaceRequest, UpdateControllerRequest,
+    UpdateNamespaceRequest,
 };
 
 /// Limits of a namespace or a controller. A command over one waits.
@@ -53,7 +54,7 @@ pub struct LimitVerb {
     pub change: Change,
 }
 
-/// Of `controller pause`.
+/// Of `controller pause` and `namespace pause`.
 #[derive(Debug, Args)]
 pub struct PauseVerb {
     /// Its name.
@@ -67,6 +68,16 @@ pub struct PauseVerb {
     /// Check everything, change nothing.
     #[arg(long)]
     pub dry_run: bool,
+}
+
+/// Of `namespace pause`.
+#[derive(Debug, Args)]
+pub struct NamespacePauseVerb {
+    #[command(flatten)]
+    pub pause: PauseVerb,
+    /// Only if this is still its etag.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub etag: String,
 }
 
 /// A limit, or that there is to be none.
@@ -183,6 +194,33 @@ pub(super) async fn resume(
     let name = full_name("controllers", name);
     let request = ResumeControllerRequest { name, validate_only: dry_run };
     answer(session.controllers.resume_controller(request).await)
+}
+
+/// Pauses a namespace.
+pub(super) async fn pause_namespace(
+    session: &mut Session,
+    verb: NamespacePauseVerb,
+) -> anyhow::Result<Namespace> {
+    let NamespacePauseVerb { pause, etag } = verb;
+    let request = PauseNamespaceRequest {
+        name: namespace_name(&pause.name),
+        timeout: Some(pause.timeout.try_into()?),
+        max_pause: pause.max.map(TryInto::try_into).transpose()?,
+        etag,
+        validate_only: pause.dry_run,
+    };
+    answer(session.namespaces.pause_namespace(request).await)
+}
+
+/// Lets a namespace go on.
+pub(super) async fn resume_namespace(
+    session: &mut Session,
+    name: &str,
+    dry_run: bool,
+) -> anyhow::Result<Namespace> {
+    let name = namespace_name(name);
+    let request = ResumeNamespaceRequest { name, validate_only: dry_run };
+    answer(session.namespaces.resume_namespace(request).await)
 }
 
 fn parse_commands(text: &str) -> Result<Setting, String> {

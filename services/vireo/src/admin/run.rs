@@ -319,6 +319,10 @@ async fn namespaces(verb: NamespaceVerb, access: &Access) -> anyhow::Result<Exit
             answer(session.namespaces.create_namespace(request).await)?
         }
         NamespaceVerb::Limit(verb) => limits::namespace(&mut session, verb).await?,
+        NamespaceVerb::Pause(verb) => limits::pause_namespace(&mut session, verb).await?,
+        NamespaceVerb::Resume { name, dry_run } => {
+            limits::resume_namespace(&mut session, &name, dry_run).await?
+        }
         NamespaceVerb::Delete(deletion) => {
             let name = namespace_name(&deletion.name);
             let request = deletion!(DeleteNamespaceRequest, name, deletion);

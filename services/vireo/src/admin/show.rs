@@ -56,6 +56,7 @@ pub(super) const NAMESPACE: &[Column] = &[
     ("volume", Show::Last("volume")),
     ("uuid", Show::Text("uuid")),
     ("limits", Show::Made(limits)),
+    ("i/o", Show::Made(pause)),
     ("of", Show::Word("origin")),
     ("state", Show::Word("state")),
     ("message", Show::Text("state_message")),
@@ -274,9 +275,9 @@ fn limits(of: &Value) -> String {
     shown.collect::<Vec<_>>().join(", ")
 }
 
-/// Nothing for a controller that runs.
-fn pause(controller: &Value) -> String {
-    match word(&text(&controller["pause_state"])).as_str() {
+/// Nothing for what runs.
+fn pause(of: &Value) -> String {
+    match word(&text(&of["pause_state"])).as_str() {
         "running" => String::new(),
         other => other.to_owned(),
     }
