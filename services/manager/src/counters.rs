@@ -190,10 +190,19 @@ impl Reading {
     /// How long sampled commands of `scope` took, by kind.
     pub fn latencies_of(&self, scope: &Scope, config: &Config) -> BTreeMap<Operation, Histogram> {
         let mut sums: BTreeMap<Operation, Histogram> = BTreeMap::new();
-        for (key, histogram) in self.latencies.iter().filter(|(key, _)| scope.times(key, config)) {
+        for (key, histogram) in self.histograms_of(scope, config) {
             sums.entry(key.operation).or_default().add(histogram);
         }
         sums
+    }
+
+    /// The histograms of `scope`, one for each controller, worker and operation, in this order.
+    pub fn histograms_of<'a>(
+        &'a self,
+        scope: &'a Scope,
+        config: &'a Config,
+    ) -> impl Iterator<Item = &'a (HistogramKey, Histogram)> {
+        self.latencies.iter().filter(|(key, _)| scope.times(key, config))
     }
 }
 

@@ -122,6 +122,16 @@ impl Identities {
     ) -> Option<Uuid> {
         self.namespaces.get(&key(subsystem, namespace)).copied()
     }
+
+    /// Gives a namespace the UUID that it had elsewhere.
+    pub fn set_uuid(
+        &mut self,
+        subsystem: &Subsystem,
+        namespace: &service::config::Namespace,
+        uuid: Uuid,
+    ) {
+        self.namespaces.insert(key(subsystem, namespace), uuid);
+    }
 }
 
 fn key(subsystem: &Subsystem, namespace: &service::config::Namespace) -> NamespaceKey {

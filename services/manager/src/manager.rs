@@ -7,6 +7,7 @@ pub mod edit;
 use crate::change::{Sizes, compare, sized_anew};
 use crate::desired::Desired;
 use crate::event::{self, Event, Events};
+use crate::identity::Identities;
 use crate::made::Made;
 use crate::peer::Peer;
 use crate::reconcile::{Goal, Progress, Reconciler};
@@ -260,7 +261,9 @@ impl Manager {
         }
         let generation = match changes.is_empty() {
             true => None,
-            false => Some(self.pursue(new.clone(), before.made)?),
+            false => {
+                Some(self.pursue(new.clone(), before.made, before.desired.identities.clone())?)
+            }
         };
         // The file is what is served, from now on or still.
         self.refused.lock().unwrap_or_else(PoisonError::into_inner).clear();
@@ -307,14 +310,14 @@ impl Manager {
         Ok(sizes)
     }
 
-    /// Makes `new` what is to be served, durably; what cannot change was looked at before. Gives the goal's generation.
-    fn pursue(&self, new: Config, made: Made) -> Result<u64, Refused> {
+    /// Makes `new` what is to be served, durably, with these names and those that it lacks; what cannot change was looked at
+    /// before. Gives the goal's generation.
+    fn pursue(&self, new: Config, made: Made, mut identities: Identities) -> Result<u64, Refused> {
         let mut store = self.store();
         let goal = Arc::clone(&self.goals.borrow());
         if let Some(line) = still_leaving(&goal, &new) {
             return Err(Refused::Failure(Failure::precondition(line)));
         }
-        let mut identities = goal.desired.identities.clone();
         let random = |error| Refused::Failure(Failure::internal(&error));
         identities.complete(&new).map_err(random)?;
         let mut leaving = goal.leaving.clone();

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use service::config::Config;
 use service::control::ControlError;
@@ -37,7 +37,7 @@ enum Command {
         #[arg(long, value_name = "DIRECTORY")]
         runtime_dir: Option<PathBuf>,
     },
-    /// Look at a configuration; say what is wrong with it.
+    /// Look at a configuration; say what is wrong with it. Starts and changes nothing.
     Check {
         /// The host's configuration file.
         #[arg(long, value_name = "FILE")]
@@ -51,7 +51,7 @@ enum Command {
         #[command(flatten)]
         host: Host,
     },
-    /// Show how the running services are.
+    /// Show how the running services are; exit status 1 if something is missing.
     Status {
         #[command(flatten)]
         host: Host,
@@ -131,7 +131,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Reload { host } => reload(&host).await,
         Command::Status { host, output } => {
             let status = match host.socket() {
-                Ok(socket) => client::status(&socket).await.context("is vireo up running?")?,
+                Ok(socket) => client::status(&socket).await.map_err(absent)?,
                 Err(code) => return Ok(code),
             };
             match output {
@@ -176,7 +176,7 @@ async fn reload(host: &Host) -> anyhow::Result<ExitCode> {
             eprintln!("{failure}");
             return Ok(ExitCode::from(EXIT_CONFIGURATION));
         }
-        Err(error) => return Err(error).context("is vireo up running?"),
+        Err(error) => return Err(absent(error)),
     };
     for change in &result.changes {
         println!("{change}");
@@ -189,6 +189,15 @@ async fn reload(host: &Host) -> anyhow::Result<ExitCode> {
     }
     let failed = !result.failures.is_empty();
     Ok(if failed { ExitCode::from(EXIT_FAILURE) } else { ExitCode::SUCCESS })
+}
+
+/// Why the manager was not reached, and what helps.
+fn absent(error: ControlError) -> anyhow::Error {
+    let error = anyhow::Error::new(error);
+    anyhow!(
+        "{error:#}: is Vireo running (`vireo up`, or vireo.target)? `--runtime-dir` or `--config` \
+         say where"
+    )
 }
 
 impl Host {

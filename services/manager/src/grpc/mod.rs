@@ -5,6 +5,7 @@
 pub mod caller;
 mod capture;
 pub(crate) mod controller;
+mod deletion;
 pub(crate) mod error;
 mod event;
 mod fault;
@@ -12,6 +13,7 @@ pub mod guard;
 mod limits;
 pub mod listen;
 pub(crate) mod namespace;
+mod namespace_names;
 pub(crate) mod page;
 mod pause;
 pub(crate) mod request;
@@ -36,9 +38,9 @@ use std::time::Duration;
 use telemetry::spans;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tonic::Status;
 use tonic::server::NamedService;
 use tonic::transport::Server;
+use tonic::{Response, Status};
 use tonic_health::server::HealthReporter;
 use vireo_api::MAX_REQUEST;
 use vireo_api::opi::aio_volume_service_server::AioVolumeServiceServer;
@@ -111,6 +113,13 @@ impl Api {
         let ended = task.await.map_err(|error| EditError::Internal(error.to_string()));
         ended.and_then(|edited| edited)
     }
+}
+
+/// An answer about an object, which the audit log names.
+pub(crate) fn audited<T>(answer: T, object: &Object) -> Response<T> {
+    let mut response = Response::new(answer);
+    response.extensions_mut().insert(guard::Audited(object.to_string()));
+    response
 }
 
 /// Serves the API to all who come to `listener`, until this is dropped.

@@ -2,6 +2,7 @@
 
 use super::guard::Audited;
 use super::limits::{self, Change};
+use super::namespace_names::Names;
 use super::pause::Wanted;
 use super::request::{call, changeable, common, compare_etag, etag, named};
 use super::subsystem::subsystem_named;
@@ -88,6 +89,7 @@ impl NamespaceService for Api {
             matches!(object, Object::Volume(_))
         })?;
         let limits = limits::parse("namespace.limits", wanted.limits.as_ref())?;
+        let names = Names::parse(&wanted)?;
         let given = match request.namespace_id.as_str() {
             "" => None,
             text => {
@@ -113,6 +115,7 @@ impl NamespaceService for Api {
             }
             subsystem.namespaces.push(added);
             view.made.objects.insert(object.clone(), now_ms());
+            names.give(view, &object)?;
             Ok(object)
         };
         let edited = self.edit(call, work).await?;
@@ -254,6 +257,7 @@ fn namespace(view: &View, subsystem: &config::Subsystem, found: &config::Namespa
         volume: Object::Volume(found.bdev.clone()).to_string(),
         uuid: uuid.map(|uuid| uuid.to_string()).unwrap_or_default(),
         limits: limits::shown(&found.limits),
+        opi_id: view.made.ids.get(&object).cloned().unwrap_or_default(),
         ..Namespace::default()
     };
     namespace.etag = etag(&namespace);

@@ -3,11 +3,12 @@
 use super::guard::Audited;
 use super::time::timestamp;
 use super::{Api, error, time};
-use crate::counters::latency::Operation;
+use crate::counters::latency::{Histogram, Operation};
 use crate::counters::{self, Reading, Scope, live};
 use crate::object::Object;
 use prost_types::Duration as PbDuration;
 use service::config::Config;
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
@@ -16,7 +17,7 @@ use tonic::{Code, Request, Response, Status};
 use vireo_api::v1::stats_service_server::StatsService;
 use vireo_api::v1::{
     Counters, GetStatsRequest, GetStatsResponse, LatencyBucket, LatencyHistogram, LatencyKind,
-    PollTimes, QueueStats, ResetStatsRequest, ResetStatsResponse, Stats, StatsPart,
+    LatencyPart, PollTimes, QueueStats, ResetStatsRequest, ResetStatsResponse, Stats, StatsPart,
     WatchStatsRequest, WatchStatsResponse,
 };
 
@@ -129,6 +130,10 @@ impl Api {
         let stats = |scope| Stats {
             poll_times: live.poll_times(scope).map(poll_times),
             queues: live.queues(scope).map(queue).collect(),
+            latency_parts: match queues {
+                true => latency_parts(&reading, scope, config),
+                false => Vec::new(),
+            },
             ..stats(&reading, scope, config)
         };
         let stats = scopes.iter().map(stats).collect();
@@ -216,27 +221,44 @@ fn queue(queue: &live::Queue) -> QueueStats {
 }
 
 fn latencies(reading: &Reading, scope: &Scope, config: &Config) -> Vec<LatencyHistogram> {
-    let all = reading.latencies_of(scope, config).into_iter();
-    all.filter(|(_, histogram)| histogram.count() > 0)
-        .map(|(operation, histogram)| {
-            let kind = match operation {
-                Operation::Read => LatencyKind::Read,
-                Operation::Write => LatencyKind::Write,
-                Operation::Other => LatencyKind::Other,
-            };
-            let nanoseconds = |ns| time::duration(Duration::from_nanos(ns));
-            let bucket = |(bound, count): (&u64, &u64)| LatencyBucket {
-                upper_bound: (*bound != u64::MAX).then(|| nanoseconds(*bound)),
-                count: *count,
-            };
-            LatencyHistogram {
-                kind: kind.into(),
-                count: histogram.count(),
-                sum: Some(nanoseconds(histogram.sum_ns)),
-                buckets: histogram.buckets.iter().map(bucket).collect(),
-            }
-        })
-        .collect()
+    let all = reading.latencies_of(scope, config);
+    all.iter().filter_map(|(operation, histogram)| latency(*operation, histogram)).collect()
+}
+
+/// A message for each controller on each worker.
+fn latency_parts(reading: &Reading, scope: &Scope, config: &Config) -> Vec<LatencyPart> {
+    let mut parts: BTreeMap<(&str, &str), Vec<LatencyHistogram>> = BTreeMap::new();
+    for (key, histogram) in reading.histograms_of(scope, config) {
+        if let Some(message) = latency(key.operation, histogram) {
+            parts.entry((&key.controller, &key.worker)).or_default().push(message);
+        }
+    }
+    let part = |((controller, worker), latencies): ((&str, &str), _)| LatencyPart {
+        controller: Object::Controller(controller.to_owned()).to_string(),
+        worker: format!("workers/{worker}"),
+        latencies,
+    };
+    parts.into_iter().map(part).collect()
+}
+
+/// A histogram as a message; `None` without a command.
+fn latency(operation: Operation, histogram: &Histogram) -> Option<LatencyHistogram> {
+    let kind = match operation {
+        Operation::Read => LatencyKind::Read,
+        Operation::Write => LatencyKind::Write,
+        Operation::Other => LatencyKind::Other,
+    };
+    let nanoseconds = |ns| time::duration(Duration::from_nanos(ns));
+    let bucket = |(bound, count): (&u64, &u64)| LatencyBucket {
+        upper_bound: (*bound != u64::MAX).then(|| nanoseconds(*bound)),
+        count: *count,
+    };
+    (histogram.count() > 0).then(|| LatencyHistogram {
+        kind: kind.into(),
+        count: histogram.count(),
+        sum: Some(nanoseconds(histogram.sum_ns)),
+        buckets: histogram.buckets.iter().map(bucket).collect(),
+    })
 }
 
 /// Since when all of it is counted: the earliest of its parts; without parts, of the controller.

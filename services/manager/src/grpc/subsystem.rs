@@ -1,8 +1,8 @@
 //! Subsystems.
 
-use super::guard::Audited;
-use super::request::{absent, call, changeable, common, compare_etag, etag, named};
-use super::{Api, error, page};
+use super::deletion::Deletion;
+use super::request::{absent, call, common, etag, named};
+use super::{Api, audited, error, page};
 use crate::manager::edit::{EditError, now_ms};
 use crate::object::Object;
 use crate::view::View;
@@ -72,9 +72,7 @@ impl SubsystemService for Api {
         let edited = self.edit(call, work).await?;
         let subsystem = shown(&edited.view, &edited.object)
             .ok_or_else(|| error::missing(&edited.object.to_string()))?;
-        let mut response = Response::new(subsystem);
-        response.extensions_mut().insert(Audited(edited.object.to_string()));
-        Ok(response)
+        Ok(audited(subsystem, &edited.object))
     }
 
     async fn delete_subsystem(
@@ -84,21 +82,10 @@ impl SubsystemService for Api {
         let request = request.into_inner();
         let call = call("DeleteSubsystem", &request, &request.request_id, request.validate_only)?;
         let object = subsystem_named("name", &request.name)?;
-        let audited = Audited(object.to_string());
-        let work = move |view: &mut View| {
-            if request.allow_missing && !object.is_in(&view.desired.config) {
-                return Ok(object);
-            }
-            changeable(view, &object)?;
-            let now = shown(view, &object).ok_or(EditError::Missing(object.clone()))?;
-            compare_etag(&object, &request.etag, &now.etag)?;
-            remove(view, &object, request.force)?;
-            Ok(object)
-        };
-        self.edit(call, work).await?;
-        let mut response = Response::new(());
-        response.extensions_mut().insert(audited);
-        Ok(response)
+        let DeleteSubsystemRequest { etag, allow_missing, force, .. } = request;
+        let etag_of = |view: &View, object: &Object| shown(view, object).map(|now| now.etag);
+        let deletion = Deletion { object, etag, allow_missing };
+        self.delete(call, deletion, etag_of, move |view, object| remove(view, object, force)).await
     }
 }
 

@@ -1,8 +1,8 @@
 //! Volumes: the block devices.
 
-use super::guard::Audited;
+use super::deletion::Deletion;
 use super::request::{absent, call, changeable, common, compare_etag, etag, named};
-use super::{Api, error, page, time};
+use super::{Api, audited, error, page, time};
 use crate::manager::edit::{EditError, Edited, now_ms};
 use crate::object::Object;
 use crate::peer::Peer;
@@ -111,32 +111,19 @@ impl VolumeService for Api {
         let request = request.into_inner();
         let call = call("DeleteVolume", &request, &request.request_id, request.validate_only)?;
         let object = volume_named(&request.name)?;
-        let audited = Audited(object.to_string());
-        let work = move |view: &mut View| {
-            if request.allow_missing && !object.is_in(&view.desired.config) {
-                return Ok(object);
+        let DeleteVolumeRequest { etag, allow_missing, .. } = request;
+        let etag_of = |view: &View, object: &Object| shown(view, object).map(|now| now.etag);
+        let remove = |view: &mut View, object: &Object| {
+            let namespaces = shown(view, object).map(|now| now.namespaces).unwrap_or_default();
+            if let Some(namespace) = namespaces.first() {
+                let reason = format!("{namespace} is on it: delete that first");
+                return Err(in_the_way(object, reason));
             }
-            changeable(view, &object)?;
-            let now = shown(view, &object).ok_or(EditError::Missing(object.clone()))?;
-            compare_etag(&object, &request.etag, &now.etag)?;
-            if let Some(namespace) = now.namespaces.first() {
-                return Err(in_the_way(
-                    &object,
-                    format!("{namespace} is on it: delete that first"),
-                ));
-            }
-            let name = object.to_string();
-            view.desired
-                .config
-                .bdevs
-                .retain(|b| Object::Volume(b.name.clone()).to_string() != name);
-            view.made.objects.remove(&object);
-            Ok(object)
+            let bdevs = &mut view.desired.config.bdevs;
+            bdevs.retain(|bdev| Object::Volume(bdev.name.clone()) != *object);
+            Ok(())
         };
-        self.edit(call, work).await?;
-        let mut response = Response::new(());
-        response.extensions_mut().insert(audited);
-        Ok(response)
+        self.delete(call, Deletion { object, etag, allow_missing }, etag_of, remove).await
     }
 }
 
@@ -154,13 +141,10 @@ fn volume_named_in(field: &str, name: &str) -> Result<Object, Status> {
 
 impl Api {
     async fn volume_answer(&self, edited: &Edited) -> Result<Response<Volume>, Status> {
-        let name = edited.object.to_string();
         let volume = shown(&edited.view, &edited.object);
-        let mut volume = volume.ok_or_else(|| error::missing(&name))?;
+        let mut volume = volume.ok_or_else(|| error::missing(&edited.object.to_string()))?;
         self.fill_capacities(std::slice::from_mut(&mut volume)).await;
-        let mut response = Response::new(volume);
-        response.extensions_mut().insert(Audited(name));
-        Ok(response)
+        Ok(audited(volume, &edited.object))
     }
 
     /// Asks backends how large volumes are, all at the same time.

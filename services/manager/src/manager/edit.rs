@@ -190,8 +190,8 @@ impl Manager {
 
     /// Makes what `view` wants durable, and the reconciler's goal.
     fn want(&self, view: &View) -> Result<(), EditError> {
-        let made = view.made.clone();
-        self.pursue(view.desired.config.clone(), made).map(|_| ()).map_err(
+        let desired = view.desired.clone();
+        self.pursue(desired.config, view.made.clone(), desired.identities).map(|_| ()).map_err(
             |refused| match refused {
                 super::Refused::Store(error) => EditError::Store(error),
                 super::Refused::Failure(failure) => match failure.code() {

@@ -30,24 +30,17 @@ mod frontend;
 mod limits;
 mod malloc;
 mod mask;
-mod name;
+pub(crate) mod name;
 mod namespace;
 mod null;
 mod stats;
 mod subsystem;
 mod volume;
 
+use crate::grpc::audited as changed;
 use crate::manager::edit::Call;
-use tonic::Response;
 
 /// A change that is made, not tried out, and has no identifier: this API knows neither.
 fn plain() -> Call {
     Call::default()
-}
-
-/// An answer to a change of `object`, which the audit log names as `vireo.v1` does.
-fn changed<T>(answer: T, object: &crate::object::Object) -> Response<T> {
-    let mut response = Response::new(answer);
-    response.extensions_mut().insert(crate::grpc::guard::Audited(object.to_string()));
-    response
 }

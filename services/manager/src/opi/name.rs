@@ -41,7 +41,7 @@ pub(super) fn namespace_id(view: &View, subsystem: &str, nsid: u32) -> String {
 }
 
 /// The namespace of a subsystem that has the identifier `id`.
-pub(super) fn namespace_with(view: &View, subsystem: &str, id: &str) -> Option<Object> {
+pub(crate) fn namespace_with(view: &View, subsystem: &str, id: &str) -> Option<Object> {
     let namespaces = &view.desired.config.subsystem(subsystem)?.namespaces;
     let mut namespaces = namespaces.iter().map(|namespace| namespace.nsid);
     let nsid = namespaces.find(|nsid| namespace_id(view, subsystem, *nsid) == id)?;
@@ -102,7 +102,7 @@ pub(super) fn id_or_new(given: String) -> Result<String, Status> {
 }
 
 /// True if `id` can be the identifier of a namespace.
-pub(super) fn is_id(id: &str) -> bool {
+pub(crate) fn is_id(id: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     id.len() <= MAX_ID
         && id.starts_with(|c: char| c.is_ascii_alphanumeric())

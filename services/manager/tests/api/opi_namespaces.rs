@@ -48,7 +48,8 @@ async fn a_namespace_keeps_the_identifier_it_was_made_with_over_a_restart() {
     assert_eq!((status.state(), status.oper_state()), (State::Enabled, OperState::Online));
     assert_eq!(frontend.create_nvme_namespace(request()).await.unwrap().into_inner(), made);
     let v1 = v1::GetNamespaceRequest { name: "subsystems/s0/namespaces/2".into() };
-    assert_eq!(managed.namespaces().get_namespace(v1).await.unwrap().into_inner().uuid, spec.uuid);
+    let v1 = managed.namespaces().get_namespace(v1).await.unwrap().into_inner();
+    assert_eq!((&v1.uuid, v1.opi_id.as_str()), (&spec.uuid, "disk-1"));
 
     drop(frontend);
     managed.kill().await;
@@ -75,6 +76,41 @@ async fn a_namespace_keeps_the_identifier_it_was_made_with_over_a_restart() {
     assert!(!host.state().contains("disk-1"), "{}", host.state());
     let again = frontend.create_nvme_namespace(namespace("s0", "", "v2", 0)).await.unwrap();
     assert_eq!(again.into_inner().name, "nvmeSubsystems/s0/nvmeNamespaces/2");
+}
+
+#[tokio::test]
+async fn what_vireo_s_api_makes_from_an_export_has_the_names_it_had() {
+    let host = Host::start();
+    let managed = host.reached().await;
+    volume(&managed, "v1").await;
+    let exported = v1::Namespace {
+        volume: "volumes/v1".into(),
+        uuid: "123e4567-e89b-42d3-a456-426614174000".into(),
+        opi_id: "disk-1".into(),
+        ..v1::Namespace::default()
+    };
+    let request = |namespace: &v1::Namespace, nsid: &str| v1::CreateNamespaceRequest {
+        parent: "subsystems/s0".into(),
+        namespace_id: nsid.into(),
+        namespace: Some(namespace.clone()),
+        ..v1::CreateNamespaceRequest::default()
+    };
+    let made = managed.namespaces().create_namespace(request(&exported, "2")).await.unwrap();
+    let made = made.into_inner();
+    assert_eq!((&made.uuid, &made.opi_id), (&exported.uuid, &exported.opi_id));
+    let name = "nvmeSubsystems/s0/nvmeNamespaces/disk-1".to_owned();
+    let get = GetNvmeNamespaceRequest { name };
+    let seen = client(&managed).get_nvme_namespace(get).await.unwrap().into_inner().spec.unwrap();
+    assert_eq!((seen.host_nsid, &seen.uuid), (2, &exported.uuid));
+
+    volume(&managed, "v2").await;
+    let other = v1::Namespace { volume: "volumes/v2".into(), ..exported };
+    let no_id = v1::Namespace { opi_id: String::new(), ..other.clone() };
+    let no_uuid = v1::Namespace { uuid: String::new(), ..other };
+    for (namespace, field) in [(no_id, "namespace.uuid"), (no_uuid, "namespace.opi_id")] {
+        let status = managed.namespaces().create_namespace(request(&namespace, "3")).await;
+        assert_eq!(fields(&status.unwrap_err()), [field]);
+    }
 }
 
 #[tokio::test]

@@ -79,6 +79,16 @@ async fn counters_are_added_up_for_whatever_is_asked() {
     assert_eq!(sums, [15, 115, 110, 110, 115]);
     let timed: Vec<u64> = get(&managed, &names).await.iter().map(sampled).collect();
     assert_eq!(timed, [15, 115, 0, 0, 115], "latencies are counted by controller");
+    assert!(all[0].latency_parts.is_empty(), "nobody asked for them");
+    let request = GetStatsRequest { queues: true, ..Default::default() };
+    let detailed = managed.stats().get_stats(request).await.unwrap().into_inner().stats;
+    let parts: Vec<(&str, &str, u64)> = detailed[0]
+        .latency_parts
+        .iter()
+        .map(|part| (&*part.controller, &*part.worker, part.latencies[0].count))
+        .collect();
+    let of_vm0 = |worker, count| ("controllers/vm0", worker, count);
+    assert_eq!(parts, [of_vm0("workers/w0", 15), of_vm0("workers/w1", 100)]);
     let histogram = &all[0].latencies[0];
     assert_eq!((histogram.kind(), histogram.buckets.len()), (LatencyKind::Read, 1));
     assert_eq!(histogram.sum.as_ref().unwrap().nanos, 115 * 300);

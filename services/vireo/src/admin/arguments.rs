@@ -8,6 +8,9 @@ use clap::{Args, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// Where all commands' help has what is the same for all.
+const HEADING: &str = "The manager, and its answer";
+
 /// Commands that the manager's API answers.
 #[derive(Debug, Subcommand)]
 pub enum AdminCommand {
@@ -33,7 +36,7 @@ pub enum AdminCommand {
     Events {
         /// Only events of these resources (`controllers/vm0`).
         names: Vec<String>,
-        /// Events after this sequence number first, as far as they are kept.
+        /// First those after this sequence number that are kept; 0 for all of them.
         #[arg(long, value_name = "SEQUENCE", default_value_t = 0)]
         after: u64,
         /// End after so many events instead of at Ctrl-C.
@@ -43,21 +46,23 @@ pub enum AdminCommand {
         #[command(flatten)]
         access: Access,
     },
-    /// Make what a file of `vireo export` names, and grow what has grown in it. What is there already is left alone.
+    /// Make what a document of `vireo export` names and is not there; grow volumes, and set limits, to what it says. Nothing
+    /// is taken away.
     Apply {
-        /// YAML or JSON; `-` is standard input.
+        /// The document, YAML or JSON; `-` is standard input.
         #[arg(short, long, value_name = "FILE")]
         file: PathBuf,
-        /// Say what would be done.
+        /// Say what would be done, and do nothing.
         #[arg(long)]
         dry_run: bool,
         /// How to reach the manager.
         #[command(flatten)]
         access: Access,
     },
-    /// Print everything that was made through the API, for `vireo apply`.
+    /// Print everything that was made through the API as a document for `vireo apply`, with the names by which guests and
+    /// other clients know it.
     Export {
-        /// What the configuration file names as well.
+        /// Print what the configuration file names as well.
         #[arg(long)]
         all: bool,
         /// How to reach the manager.
@@ -80,17 +85,17 @@ pub struct Verb<V: Subcommand> {
 /// How to reach the manager, and how to show its answers.
 #[derive(Debug, Args)]
 pub struct Access {
-    /// The manager's API socket.
-    #[arg(long, global = true, value_name = "SOCKET", env = "VIREO_API")]
+    /// The manager's API socket; /run/vireo/api.sock if nothing says otherwise.
+    #[arg(long, global = true, value_name = "SOCKET", env = "VIREO_API", hide_env_values = true, help_heading = HEADING)]
     pub api: Option<PathBuf>,
     /// The runtime directory with the socket.
-    #[arg(long, global = true, value_name = "DIRECTORY", conflicts_with = "api")]
+    #[arg(long, global = true, value_name = "DIRECTORY", conflicts_with = "api", help_heading = HEADING)]
     pub runtime_dir: Option<PathBuf>,
     /// The configuration file that names the socket.
-    #[arg(long, global = true, value_name = "FILE", conflicts_with_all = ["api", "runtime_dir"])]
+    #[arg(long, global = true, value_name = "FILE", conflicts_with_all = ["api", "runtime_dir"], help_heading = HEADING)]
     pub config: Option<PathBuf>,
-    /// How to show it.
-    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
+    /// How to show the answer.
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table, help_heading = HEADING)]
     pub output: Format,
 }
 
@@ -111,21 +116,21 @@ pub struct Change {
     /// Check everything, change nothing.
     #[arg(long)]
     pub dry_run: bool,
-    /// Repeating a change with the same identifier changes nothing more.
-    #[arg(long, value_name = "ID", default_value = "")]
+    /// An identifier of your choice: the same command with the same identifier again changes nothing more.
+    #[arg(long, value_name = "ID", default_value = "", hide_default_value = true)]
     pub request_id: String,
 }
 
 /// What every deletion takes.
 #[derive(Debug, Args)]
 pub struct Deletion {
-    /// Name of the resource.
+    /// Its name, as `list` shows it.
     pub name: String,
-    /// It need not be there.
+    /// If it is not there, that is a success.
     #[arg(long)]
     pub allow_missing: bool,
-    /// Only if this is still its etag.
-    #[arg(long, default_value = "")]
+    /// Only if it has not changed: its etag, as `get -o json` shows it.
+    #[arg(long, default_value = "", hide_default_value = true)]
     pub etag: String,
     #[command(flatten)]
     pub change: Change,
@@ -134,7 +139,7 @@ pub struct Deletion {
 /// Of `vireo target`.
 #[derive(Debug, Subcommand)]
 pub enum TargetVerb {
-    /// How it is.
+    /// Show how it is; exit status 1 if something is missing.
     Get,
     /// Take over changes of the configuration file.
     Reload {
@@ -147,9 +152,9 @@ pub enum TargetVerb {
 /// Of `vireo volume`.
 #[derive(Debug, Subcommand)]
 pub enum VolumeVerb {
-    /// All of them.
+    /// Show all of them.
     List,
-    /// One of them.
+    /// Show one of them.
     Get {
         /// Its name.
         name: String,
@@ -163,8 +168,8 @@ pub enum VolumeVerb {
         /// Its new size: bytes, or `2GiB`.
         #[arg(value_parser = parse_size)]
         size: u64,
-        /// Only if this is still its etag.
-        #[arg(long, default_value = "")]
+        /// Only if it has not changed: its etag, as `get -o json` shows it.
+        #[arg(long, default_value = "", hide_default_value = true)]
         etag: String,
         #[command(flatten)]
         change: Change,
@@ -184,10 +189,10 @@ pub struct NewVolume {
     /// Its size: bytes, or `2GiB`. A file may keep the size it has; a drive has its own.
     #[arg(long, value_parser = parse_size, default_value = "0", hide_default_value = true)]
     pub size: u64,
-    /// Bytes of a logical block: 512 or 4096.
+    /// Bytes of a logical block: 512 (if not given) or 4096. A drive has its own.
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     pub block_size: u32,
-    /// What workers get of it.
+    /// Who does the I/O. Lease if not given; files always have the ring.
     #[arg(long, value_enum)]
     pub channel: Option<Channel>,
     /// The backend process that serves it; the first if not given.
@@ -199,7 +204,7 @@ pub struct NewVolume {
     /// file: its absolute path.
     #[arg(long, required_if_eq("driver", "file"))]
     pub path: Option<PathBuf>,
-    /// file: made, or grown to the size, if need be.
+    /// file: make it, or grow it to the size, if need be.
     #[arg(long)]
     pub create: bool,
     /// file: use the page cache.
@@ -237,18 +242,18 @@ pub enum Driver {
 /// What workers get of a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Channel {
-    /// Workers do the I/O themselves.
+    /// Workers themselves: faster.
     Lease,
-    /// The backend process does it.
+    /// The backend process.
     Ring,
 }
 
 /// Of `vireo subsystem`.
 #[derive(Debug, Subcommand)]
 pub enum SubsystemVerb {
-    /// All of them.
+    /// Show all of them.
     List,
-    /// One of them.
+    /// Show one of them.
     Get {
         /// Its name.
         name: String,
@@ -285,13 +290,13 @@ pub enum SubsystemVerb {
 /// Of `vireo namespace`.
 #[derive(Debug, Subcommand)]
 pub enum NamespaceVerb {
-    /// All of them, or those of one subsystem.
+    /// Show all of them, or those of one subsystem.
     List {
         /// The subsystem.
         #[arg(default_value = "-", hide_default_value = true)]
         subsystem: String,
     },
-    /// One of them.
+    /// Show one of them.
     Get {
         /// `SUBSYSTEM/NSID`.
         name: String,
@@ -330,9 +335,9 @@ pub enum NamespaceVerb {
 /// Of `vireo controller`.
 #[derive(Debug, Subcommand)]
 pub enum ControllerVerb {
-    /// All of them.
+    /// Show all of them.
     List,
-    /// One of them.
+    /// Show one of them.
     Get {
         /// Its name.
         name: String,
@@ -372,22 +377,22 @@ pub struct NewController {
     /// Directory of its socket; the name in the runtime directory if not given.
     #[arg(long)]
     pub path: Option<PathBuf>,
-    /// How the guest rings.
+    /// How the guest tells of new commands; mapped if not given.
     #[arg(long, value_enum)]
     pub doorbells: Option<Doorbells>,
-    /// Whose it is.
+    /// Whose it is: workers of this tenant alone serve it.
     #[arg(long, default_value = "", hide_default_value = true)]
     pub tenant: String,
-    /// A worker that may serve it; all of the tenant's if not given.
+    /// A worker that may serve it, once for each; all of the tenant's if not given.
     #[arg(long = "worker", value_name = "WORKER")]
     pub workers: Vec<String>,
-    /// I/O queue pairs, 1 to 127.
+    /// I/O queue pairs, 1 to 127; 64 if not given.
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     pub queues: u32,
-    /// MSI-X vectors, 1 to 128.
+    /// MSI-X vectors, 1 to 128; one more than queues if not given.
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     pub vectors: u32,
-    /// Largest transfer: a power of two from `8KiB` to `4MiB`.
+    /// Largest transfer: a power of two from `8KiB` to `4MiB`; `1MiB` if not given.
     #[arg(long, value_parser = parse_size, default_value = "0", hide_default_value = true)]
     pub max_transfer: u64,
     #[command(flatten)]
@@ -399,18 +404,18 @@ pub struct NewController {
 /// How a guest tells of new entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Doorbells {
-    /// A page that a worker polls.
+    /// By a page that a worker polls: lowest latency.
     Mapped,
-    /// Doorbell Buffer Config.
+    /// By memory of its own (Doorbell Buffer Config): a worker without work sleeps for good.
     Shadow,
 }
 
 /// Of `vireo worker`.
 #[derive(Debug, Subcommand)]
 pub enum WorkerVerb {
-    /// All of them.
+    /// Show all of them.
     List,
-    /// One of them.
+    /// Show one of them.
     Get {
         /// Its name.
         name: String,
@@ -420,12 +425,12 @@ pub enum WorkerVerb {
 /// Of `vireo stats`.
 #[derive(Debug, Subcommand)]
 pub enum StatsVerb {
-    /// Counters and latencies so far.
+    /// Show counters and latencies so far.
     Get {
         /// Resources (`controllers/vm0`); every controller if not given.
         names: Vec<String>,
     },
-    /// Rates, again and again until Ctrl-C.
+    /// Show rates, again and again until Ctrl-C.
     Watch {
         /// Resources (`controllers/vm0`); every controller if not given.
         names: Vec<String>,

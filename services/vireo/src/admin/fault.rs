@@ -18,7 +18,7 @@ use vireo_api::v1::{
 /// Of `vireo fault`.
 #[derive(Debug, Subcommand)]
 pub enum FaultVerb {
-    /// All of them, or those of one volume.
+    /// Show all of them, or those of one volume.
     List {
         /// The volume.
         #[arg(default_value = "-", hide_default_value = true)]
@@ -30,7 +30,7 @@ pub enum FaultVerb {
     Delete {
         /// Which.
         name: String,
-        /// It need not be there.
+        /// If it is not there, that is a success.
         #[arg(long)]
         allow_missing: bool,
         /// Check everything, change nothing.
@@ -55,16 +55,16 @@ pub struct NewFault {
     /// Only commands that touch blocks from this one on.
     #[arg(long, value_name = "LBA", default_value_t = 0, hide_default_value = true)]
     pub first_lba: u64,
-    /// So many blocks.
+    /// So many blocks from there on; all that follow if not given.
     #[arg(long, value_name = "BLOCKS", default_value_t = 0, hide_default_value = true)]
     pub lba_count: u64,
-    /// Hits so many in a million, by chance.
+    /// Hits this many commands in a million, by chance.
     #[arg(long, value_name = "N", group = "condition")]
     pub per_million: Option<u32>,
-    /// Hits one in so many; 1 is all.
+    /// Hits one command in so many; 1 is all.
     #[arg(long, value_name = "N", group = "condition")]
     pub every: Option<u64>,
-    /// Hits so many, from the first on.
+    /// Hits the next so many commands.
     #[arg(long, value_name = "N", group = "condition")]
     pub next: Option<u64>,
     /// Commands fail with this.

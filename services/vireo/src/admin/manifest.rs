@@ -8,13 +8,14 @@ use super::show::{self, short_namespace};
 use crate::text::print;
 use anyhow::{Context, bail};
 use prost::Message;
+use prost_types::FieldMask;
 use serde_json::{Map, Value};
 use std::io::Read;
 use std::path::Path;
 use std::process::ExitCode;
 use vireo_api::v1::{
     Controller, CreateControllerRequest, CreateNamespaceRequest, CreateSubsystemRequest,
-    CreateVolumeRequest, Namespace, Origin, Subsystem, UpdateControllerRequest,
+    CreateVolumeRequest, Limits, Namespace, Origin, Subsystem, UpdateControllerRequest,
     UpdateNamespaceRequest, UpdateVolumeRequest, Volume,
 };
 
@@ -120,7 +121,10 @@ fn read(file: &Path) -> anyhow::Result<Manifest> {
 fn parse(text: &str) -> anyhow::Result<Manifest> {
     let document: Value = serde_yaml_ng::from_str(text)?;
     let Value::Object(sections) = document else {
-        bail!("a document has the keys volumes, subsystems, namespaces, controllers");
+        bail!(
+            "is no document of `vireo export`: that has the keys volumes, subsystems, namespaces, \
+             controllers"
+        );
     };
     let mut manifest = Manifest::default();
     for (key, section) in sections {
@@ -211,7 +215,7 @@ impl Applying<'_> {
                 etag: there.etag.clone(),
                 ..Volume::default()
             }),
-            update_mask: Some(prost_types::FieldMask { paths: vec!["size_bytes".to_owned()] }),
+            update_mask: Some(only("size_bytes")),
             request_id: String::new(),
             validate_only: self.dry_run,
         };
@@ -277,17 +281,15 @@ impl Applying<'_> {
         there: &Namespace,
     ) -> anyhow::Result<()> {
         same("Namespace", &Namespace { limits: None, ..wanted.clone() }, there)?;
-        if wanted.limits.is_none_or(|limits| limits == there.limits.unwrap_or_default()) {
-            return Ok(());
-        }
+        let Some(limits) = others(wanted.limits, there.limits) else { return Ok(()) };
         let request = UpdateNamespaceRequest {
             namespace: Some(Namespace {
                 name: there.name.clone(),
-                limits: wanted.limits,
+                limits: Some(limits),
                 etag: there.etag.clone(),
                 ..Namespace::default()
             }),
-            update_mask: Some(limits()),
+            update_mask: Some(only("limits")),
             request_id: String::new(),
             validate_only: self.dry_run,
         };
@@ -303,17 +305,15 @@ impl Applying<'_> {
         there: &Controller,
     ) -> anyhow::Result<()> {
         same("Controller", &Controller { limits: None, ..wanted.clone() }, there)?;
-        if wanted.limits.is_none_or(|limits| limits == there.limits.unwrap_or_default()) {
-            return Ok(());
-        }
+        let Some(limits) = others(wanted.limits, there.limits) else { return Ok(()) };
         let request = UpdateControllerRequest {
             controller: Some(Controller {
                 name: there.name.clone(),
-                limits: wanted.limits,
+                limits: Some(limits),
                 etag: there.etag.clone(),
                 ..Controller::default()
             }),
-            update_mask: Some(limits()),
+            update_mask: Some(only("limits")),
             request_id: String::new(),
             validate_only: self.dry_run,
         };
@@ -347,9 +347,14 @@ impl Applying<'_> {
     }
 }
 
-/// The mask of an update of limits.
-fn limits() -> prost_types::FieldMask {
-    prost_types::FieldMask { paths: vec!["limits".to_owned()] }
+/// The mask of an update of one field.
+pub(super) fn only(field: &str) -> FieldMask {
+    FieldMask { paths: vec![field.to_owned()] }
+}
+
+/// The limits that a document gives, if they are others than there are.
+fn others(wanted: Option<Limits>, there: Option<Limits>) -> Option<Limits> {
+    wanted.filter(|wanted| *wanted != there.unwrap_or_default())
 }
 
 /// The last part of a name in this collection.

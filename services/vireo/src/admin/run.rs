@@ -201,7 +201,7 @@ async fn volumes(verb: VolumeVerb, access: &Access) -> anyhow::Result<ExitCode> 
             let name = full_name("volumes", &name);
             let request = UpdateVolumeRequest {
                 volume: Some(Volume { name, size_bytes: size, etag, ..Volume::default() }),
-                update_mask: Some(prost_types::FieldMask { paths: vec!["size_bytes".to_owned()] }),
+                update_mask: Some(manifest::only("size_bytes")),
                 request_id: change.request_id,
                 validate_only: change.dry_run,
             };

@@ -3,6 +3,7 @@
 use super::arguments::Access;
 use anyhow::{Context, anyhow};
 use service::config::Config;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tonic::Status;
@@ -88,15 +89,25 @@ impl Access {
 /// Why nobody can be reached there, as the file system tells it.
 fn unreachable(socket: &Path) -> anyhow::Error {
     let path = socket.display();
+    if socket.metadata().is_ok_and(|found| !found.file_type().is_socket()) {
+        return anyhow!("{path} is no socket: is it the manager's api.sock?");
+    }
     match std::os::unix::net::UnixStream::connect(socket).map_err(|error| error.kind()) {
         Err(std::io::ErrorKind::NotFound) => anyhow!(
-            "no manager at {path}: is Vireo running? `--api`, `--runtime-dir` or `--config` say where"
+            "no manager at {path}: is Vireo running (`vireo up`, or vireo.target)? `--api`, \
+             `--runtime-dir` or `--config` say where"
         ),
         Err(std::io::ErrorKind::PermissionDenied) => {
-            anyhow!("no permission to connect to {path}: run as root, or ask for a place in [api]")
+            anyhow!(
+                "no permission to connect to {path}: run as root, or have your user named in \
+                 admin_users or observer_users of [api]"
+            )
         }
         Err(std::io::ErrorKind::ConnectionRefused) => {
-            anyhow!("nobody listens at {path}: the manager ended; `vireo up` starts it")
+            anyhow!(
+                "nobody listens at {path}: the manager ended; `vireo up`, or systemctl start \
+                 vireo-manager, starts it"
+            )
         }
         Ok(_) | Err(_) => anyhow!("{path} speaks no gRPC: is it the manager's api socket?"),
     }

@@ -69,6 +69,7 @@ fn counters(stats: &[Stats]) -> Table {
         "read",
         "written",
         "errors",
+        "throttled",
         "latency p50, p99, p99.9",
     ]);
     for stats in stats {
@@ -81,10 +82,21 @@ fn counters(stats: &[Stats]) -> Table {
             show_size(total.read_bytes as f64),
             show_size(total.written_bytes as f64),
             total.errors.to_string(),
+            throttled(&total),
             latencies(&stats.latencies),
         ]);
     }
     table
+}
+
+/// How many commands had to wait for a limit, and how long on average; nothing where none had to.
+fn throttled(total: &Counters) -> String {
+    if total.throttled == 0 {
+        return String::new();
+    }
+    let time = total.throttled_time.and_then(|time| Duration::try_from(time).ok());
+    let mean = time.unwrap_or_default().as_secs_f64() * 1e3 / total.throttled as f64;
+    format!("{}, {mean:.1} ms each", total.throttled)
 }
 
 /// `read 12, 80, 300 us` for each kind that was sampled.
@@ -126,8 +138,8 @@ async fn watch(
     let mut shown = 0;
     if format == Format::Table {
         print(&format!(
-            "{:<32} {:>12} {:>12} {:>12} {:>12} {:>8}\n",
-            "resource", "reads/s", "writes/s", "read/s", "written/s", "errors"
+            "{:<32} {:>12} {:>12} {:>12} {:>12} {:>12} {:>8}\n",
+            "resource", "reads/s", "writes/s", "read/s", "written/s", "throttled/s", "errors"
         ))?;
     }
     while count.is_none_or(|count| shown < count) {
@@ -172,11 +184,12 @@ fn rates(name: &str, old: &Counters, new: &Counters, passed: Duration) -> String
         grown as f64 / passed.as_secs_f64().max(1e-9)
     };
     format!(
-        "{name:<32} {:>12.0} {:>12.0} {:>12} {:>12} {:>8}\n",
+        "{name:<32} {:>12.0} {:>12.0} {:>12} {:>12} {:>12.0} {:>8}\n",
         per_second(new.reads, old.reads),
         per_second(new.writes, old.writes),
         show_size(per_second(new.read_bytes, old.read_bytes)),
         show_size(per_second(new.written_bytes, old.written_bytes)),
+        per_second(new.throttled, old.throttled),
         new.errors,
     )
 }
@@ -251,5 +264,16 @@ mod tests {
         assert!(line.contains(" 100 ") && line.contains("2 MiB"), "{line}");
         let line = rates("controllers/vm0", &new, &old, Duration::from_secs(1));
         assert!(line.contains(" 100 "), "{line}");
+        let held = Counters { throttled: 70, ..Counters::default() };
+        let line = rates("controllers/vm0", &Counters::default(), &held, Duration::from_secs(2));
+        assert!(line.contains(" 35 "), "{line}");
+    }
+
+    #[test]
+    fn what_had_to_wait_is_told_with_its_mean_wait() {
+        assert_eq!(throttled(&Counters::default()), "");
+        let throttled_time = Some(Duration::from_millis(300).try_into().unwrap());
+        let held = Counters { throttled: 4, throttled_time, ..Counters::default() };
+        assert_eq!(throttled(&held), "4, 75.0 ms each");
     }
 }

@@ -17,7 +17,7 @@ use vireo_api::v1::{
 /// Of `vireo trace`.
 #[derive(Debug, Subcommand)]
 pub enum TraceVerb {
-    /// Which commands workers trace.
+    /// Show which commands workers trace.
     Get {
         /// The worker; all if not given.
         worker: Option<String>,

@@ -1,13 +1,12 @@
 //! Drives behind Vireo: the IOMMU, and the functions and targets that the configuration names.
 
+use super::access::READ_WRITE;
 use super::finding::{Finding, plural};
 use super::machine::Machine;
 use service::config::{Bdev, Config, Driver};
 
 const DEVICES: &str = "/sys/bus/pci/devices";
 const GROUPS: &str = "/sys/kernel/iommu_groups";
-/// Permission to read and write.
-const READ_WRITE: u32 = 6;
 
 /// Looks at them.
 pub fn check(machine: &Machine, config: Option<&Config>) -> Vec<Finding> {
@@ -79,7 +78,7 @@ fn function(machine: &Machine, check: String, address: &str) -> Finding {
             let found = format!("{file} is not there");
             return Finding::problem(check, found, "modprobe vfio-pci");
         };
-        if !machine.who.may(&found, READ_WRITE) {
+        if !machine.may(&file, &found, READ_WRITE) {
             let name = &machine.who.name;
             return Finding::problem(
                 check,
@@ -114,7 +113,7 @@ fn target(machine: &Machine, check: String, place: &str) -> Finding {
             format!("no socket at {place} yet"),
             "start its target; Vireo connects when it is there",
         ),
-        Some((socket, found)) if !machine.who.may(&found, READ_WRITE) => {
+        Some((socket, found)) if !machine.may(socket, &found, READ_WRITE) => {
             let name = &machine.who.name;
             let wrong = format!("{name} may not connect to {socket}");
             Finding::problem(check, wrong, format!("let {name} read and write it (chmod, chgrp)"))

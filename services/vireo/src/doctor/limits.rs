@@ -2,13 +2,16 @@
 
 use super::finding::{Finding, plural};
 use super::machine::Machine;
+use super::units;
 use crate::perf::units::show_size;
-use service::config::{Config, Driver};
+use service::config::{Config, Driver, Endpoint, Kind};
 
 /// Descriptors of a process before it has a controller.
 const BASE_FILES: u64 = 256;
 /// Descriptors of a controller beside its interrupts: memory, segments, sockets.
 const CONTROLLER_FILES: u64 = 64;
+/// Descriptors of a bdev in its backend, and again of each worker's channel to it.
+const CHANNEL_FILES: u64 = 8;
 /// Bit of CAP_IPC_LOCK, which lifts the limit on locked memory.
 const IPC_LOCK: u32 = 14;
 
@@ -27,43 +30,108 @@ fn hard_limit(machine: &Machine, line: &str) -> Option<u64> {
     values.split_whitespace().nth(1)?.parse().ok()
 }
 
-fn files(machine: &Machine, config: Option<&Config>) -> Finding {
-    let endpoints = config.map(|config| config.endpoints.as_slice()).unwrap_or_default();
-    let needed = |vectors: u32| u64::from(vectors) + CONTROLLER_FILES;
-    let needed: u64 =
-        BASE_FILES + endpoints.iter().map(|endpoint| needed(endpoint.vectors)).sum::<u64>();
-    match hard_limit(machine, "Max open files") {
-        None => Finding::ok("open files", "without a limit"),
-        Some(limit) if limit < needed => Finding::problem(
-            "open files",
-            format!("{limit} are allowed, and a frontend needs about {needed}"),
-            format!("ulimit -Hn {}, or LimitNOFILE= of the unit", needed.next_power_of_two() * 2),
-        ),
-        Some(limit) => {
-            Finding::ok("open files", format!("{limit} are allowed, about {needed} are needed"))
-        }
+/// A process, and the descriptors that it may need.
+struct Needs {
+    process: String,
+    unit: String,
+    files: u64,
+}
+
+/// What each process needs, the most first.
+fn needs(config: &Config) -> Vec<Needs> {
+    let controllers = |serves: &dyn Fn(&Endpoint) -> bool| -> u64 {
+        let endpoints = config.endpoints.iter().filter(|endpoint| serves(endpoint));
+        endpoints.map(|endpoint| u64::from(endpoint.vectors) + CONTROLLER_FILES).sum()
+    };
+    let workers = config.workers.len() as u64;
+    let needs = config.services().into_iter().map(|(kind, name)| {
+        let more = match kind {
+            Kind::Frontend => controllers(&|endpoint| {
+                config.subsystem(&endpoint.subsystem).is_some_and(|found| found.frontend == name)
+            }),
+            Kind::Worker => controllers(&|endpoint| endpoint.workers.iter().any(|w| w == name)),
+            Kind::Backend => {
+                let bdevs = config.bdevs.iter().filter(|bdev| bdev.backend == name).count() as u64;
+                bdevs * (1 + workers) * CHANNEL_FILES
+            }
+            Kind::Manager => 0,
+        };
+        let unit = match kind {
+            Kind::Manager => "vireo-manager.service".to_owned(),
+            _ => format!("vireo-{kind}@{name}.service"),
+        };
+        Needs { process: format!("{kind} {name}"), unit, files: BASE_FILES + more }
+    });
+    let mut needs: Vec<Needs> = needs.collect();
+    needs.sort_by_key(|needs| std::cmp::Reverse(needs.files));
+    needs
+}
+
+/// The limit of a process: its unit's, if the units are installed, else that of who would start it here; `None` if there
+/// is none.
+fn limit(machine: &Machine, unit: &str, key: &str, line: &str) -> Option<u64> {
+    let of_unit =
+        units::are_installed(machine).then(|| units::setting(machine, unit, key)).flatten();
+    match of_unit {
+        // `SOFT:HARD` or one for both; a word is infinity.
+        Some(value) => value.rsplit(':').next()?.parse().ok(),
+        None => hard_limit(machine, line),
     }
+}
+
+fn files(machine: &Machine, config: Option<&Config>) -> Finding {
+    let check = "open files";
+    let needs = config.map(needs).unwrap_or_default();
+    let Some(most) = needs.first() else {
+        let found = match hard_limit(machine, "Max open files") {
+            Some(limit) => format!("{limit} are allowed"),
+            None => "without a limit".to_owned(),
+        };
+        return Finding::ok(check, found);
+    };
+    let limit = |needs: &Needs| limit(machine, &needs.unit, "LimitNOFILE", "Max open files");
+    let is_short = |needs: &&Needs| limit(needs).is_some_and(|limit| limit < needs.files);
+    if let Some(short) = needs.iter().find(is_short) {
+        let allowed = limit(short).unwrap_or(0);
+        return Finding::problem(
+            check,
+            format!("{allowed} are allowed, and {} needs about {}", short.process, short.files),
+            format!(
+                "ulimit -Hn {}, or LimitNOFILE= by systemctl edit {}",
+                short.files.next_power_of_two() * 2,
+                short.unit
+            ),
+        );
+    }
+    let found = match limit(most) {
+        Some(limit) => {
+            format!("{limit} are allowed, {} needs about {}", most.process, most.files)
+        }
+        None => "without a limit".to_owned(),
+    };
+    Finding::ok(check, found)
 }
 
 /// Only drives under VFIO pin guests' memory.
 fn locked_memory(machine: &Machine, config: Option<&Config>) -> Option<Finding> {
+    let check = "locked memory";
     let is_pinning = |driver: &Driver| matches!(driver, Driver::Nvme { target, .. } if target.starts_with("pcie:"));
     let bdev = config?.bdevs.iter().find(|bdev| is_pinning(&bdev.driver))?;
     let capabilities = machine.field("/proc/self/status", "CapEff").unwrap_or_default();
     let capabilities = u64::from_str_radix(&capabilities, 16).unwrap_or(0);
-    let limit = hard_limit(machine, "Max locked memory");
-    Some(match limit {
+    let unit = format!("vireo-backend@{}.service", bdev.backend);
+    Some(match limit(machine, &unit, "LimitMEMLOCK", "Max locked memory") {
         Some(limit) if capabilities >> IPC_LOCK & 1 == 0 => Finding::problem(
-            "locked memory",
+            check,
             format!(
                 "{} are allowed, and the drive of bdev {} has guests' memory locked",
                 show_size(limit as f64),
                 bdev.name
             ),
-            "ulimit -l unlimited, or LimitMEMLOCK=infinity of vireo-backend@",
+            format!("ulimit -l unlimited, or LimitMEMLOCK=infinity by systemctl edit {unit}"),
         ),
-        Some(_) => Finding::ok("locked memory", "without a limit for this user"),
-        None => Finding::ok("locked memory", "without a limit"),
+        Some(_) => Finding::ok(check, "without a limit for this user"),
+        None => Finding::ok(check, "without a limit"),
     })
 }
 

@@ -1,9 +1,11 @@
 //! The machine as it is looked at: its files under a root, and the few things that only a system call tells. Tests put
 //! another root and other calls in its place.
 
+use super::access::{AccessList, SEARCH, Who};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::statvfs::{FsFlags, statvfs};
 use std::collections::BTreeSet;
 use std::fs::{self, File, Metadata};
 use std::io::Read;
@@ -14,6 +16,10 @@ use std::time::{Duration, Instant};
 
 /// Most bytes of a file of /proc or /sys that are read, or of a program's output.
 const MAX_TEXT: u64 = 1 << 20;
+/// The extended attribute that holds a file's access list.
+const ACCESS_LIST: &str = "system.posix_acl_access";
+/// Most bytes of an access list that is understood: a longer one is as good as none.
+const MAX_LIST: usize = 4096;
 /// Longest that a program may take.
 const PROGRAM: Duration = Duration::from_secs(3);
 
@@ -36,60 +42,29 @@ pub struct Calls {
     pub io_uring: fn() -> Result<(), Errno>,
     /// Runs a program that ends by itself; its output.
     pub run: fn(&Path, &[&str]) -> Option<String>,
+    /// The file system that a file or directory lies on.
+    pub space: fn(&Path) -> Option<Space>,
+    /// A file's access list beside its permission bits, as the kernel has it.
+    pub access_list: fn(&Path) -> Option<Vec<u8>>,
 }
 
-/// A user, as files' permissions see him.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Who {
-    /// His name.
-    pub name: String,
-    /// His number.
-    pub uid: u32,
-    /// His groups.
-    pub groups: Vec<u32>,
-}
-
-impl Who {
-    /// This process's user.
-    pub fn own() -> Self {
-        let uid = nix::unistd::geteuid();
-        let found = nix::unistd::User::from_uid(uid).ok().flatten();
-        let mut groups: Vec<u32> =
-            nix::unistd::getgroups().unwrap_or_default().iter().map(|gid| gid.as_raw()).collect();
-        groups.push(nix::unistd::getegid().as_raw());
-        let name = found.map_or_else(|| uid.to_string(), |user| user.name);
-        Self { name, uid: uid.as_raw(), groups }
-    }
-
-    /// A user by his name, if there is one.
-    pub fn named(name: &str) -> Option<Self> {
-        let user = nix::unistd::User::from_name(name).ok().flatten()?;
-        let c_name = std::ffi::CString::new(name).ok()?;
-        let groups = nix::unistd::getgrouplist(&c_name, user.gid).unwrap_or_default();
-        let groups = groups.iter().map(|gid| gid.as_raw()).chain([user.gid.as_raw()]).collect();
-        Some(Self { name: name.to_owned(), uid: user.uid.as_raw(), groups })
-    }
-
-    /// Whether the permission bits let him do all of `bits` (4 read, 2 write, 1 execute). Access lists are not looked at.
-    pub fn may(&self, file: &Metadata, bits: u32) -> bool {
-        let mode = file.mode();
-        let granted = if self.uid == 0 {
-            7
-        } else if file.uid() == self.uid {
-            mode >> 6
-        } else if self.groups.contains(&file.gid()) {
-            mode >> 3
-        } else {
-            mode
-        };
-        granted & bits == bits
-    }
+/// A file system, as far as it matters here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// Bytes in all.
+    pub size: u64,
+    /// Bytes that users without privileges can have.
+    pub free: u64,
+    /// It has no room for a further file.
+    pub no_files: bool,
+    /// It is mounted read-only.
+    pub read_only: bool,
 }
 
 impl Machine {
     /// The one that this runs on.
     pub fn this() -> Self {
-        let calls = Calls { memfd, io_uring, run };
+        let calls = Calls { memfd, io_uring, run, space, access_list };
         Self { root: PathBuf::from("/"), calls, who: Who::own() }
     }
 
@@ -149,6 +124,33 @@ impl Machine {
         fs::metadata(self.path(path)).ok()
     }
 
+    /// Whether the user that the services run as may do all of `bits` with a file of which this was found.
+    pub fn may(&self, path: impl AsRef<Path>, found: &Metadata, bits: u32) -> bool {
+        let list = (self.calls.access_list)(&self.path(path));
+        self.who.may(found, list.as_deref().and_then(AccessList::parse).as_ref(), bits)
+    }
+
+    /// The first directory on the way to `path` that this user may not go through.
+    pub fn closed(&self, path: impl AsRef<Path>) -> Option<PathBuf> {
+        let mut above: Vec<&Path> = path.as_ref().ancestors().skip(1).collect();
+        above.reverse();
+        let is_closed = |directory: &&Path| {
+            let found = self.metadata(directory);
+            found.is_some_and(|found| !self.may(directory, &found, SEARCH))
+        };
+        above
+            .into_iter()
+            .filter(|above| above.parent().is_some())
+            .find(is_closed)
+            .map(Path::to_owned)
+    }
+
+    /// The file system on which a file or directory is, or is to be made.
+    pub fn space(&self, path: impl AsRef<Path>) -> Option<Space> {
+        let there = path.as_ref().ancestors().find(|path| self.is_there(path))?;
+        (self.calls.space)(&self.path(there))
+    }
+
     /// True if it is there.
     pub fn is_there(&self, path: impl AsRef<Path>) -> bool {
         self.metadata(path).is_some()
@@ -187,7 +189,27 @@ pub fn cores(text: &str) -> BTreeSet<u32> {
 
 fn memfd() -> Result<(), Errno> {
     let fd = memfd_create("vireo-doctor", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
-    fcntl(&fd, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK)).map(|_| ())
+    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+    fcntl(&fd, FcntlArg::F_ADD_SEALS(seals)).map(|_| ())
+}
+
+fn space(path: &Path) -> Option<Space> {
+    let found = statvfs(path).ok()?;
+    let unit = found.fragment_size();
+    Some(Space {
+        size: found.blocks().saturating_mul(unit),
+        free: found.blocks_available().saturating_mul(unit),
+        // Some file systems have no fixed number of files, and say 0 of 0.
+        no_files: found.files() > 0 && found.files_available() == 0,
+        read_only: found.flags().contains(FsFlags::ST_RDONLY),
+    })
+}
+
+fn access_list(path: &Path) -> Option<Vec<u8>> {
+    let mut bytes = vec![0; MAX_LIST];
+    let length = rustix::fs::getxattr(path, ACCESS_LIST, bytes.as_mut_slice()).ok()?;
+    bytes.truncate(length);
+    Some(bytes)
 }
 
 fn io_uring() -> Result<(), Errno> {
@@ -234,7 +256,6 @@ fn run(program: &Path, arguments: &[&str]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn lists_of_cores_are_read_whatever_is_in_them() {
@@ -242,21 +263,6 @@ mod tests {
         assert_eq!(cores(""), BTreeSet::new());
         assert_eq!(cores("x,3-1,5"), BTreeSet::from([5]));
         assert!(cores("0-4294967295").len() < 10_000);
-    }
-
-    #[test]
-    fn permissions_are_those_of_the_user_in_question() {
-        let directory = tempfile::tempdir().unwrap();
-        let file = directory.path().join("f");
-        fs::write(&file, "").unwrap();
-        fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
-        let found = fs::metadata(&file).unwrap();
-        let who = |uid, group| Who { name: "x".into(), uid, groups: vec![group] };
-        let (stranger, no_group) = (found.uid() + 1, found.gid() + 1);
-        assert!(who(0, no_group).may(&found, 6));
-        assert!(who(stranger, found.gid()).may(&found, 4));
-        assert!(!who(stranger, found.gid()).may(&found, 2));
-        assert!(!who(stranger, no_group).may(&found, 4));
     }
 
     #[test]

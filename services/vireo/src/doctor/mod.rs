@@ -4,6 +4,7 @@
 //! Each module looks at one side of it and gives `finding`s; `machine` is what they look at. It changes nothing, talks
 //! to nobody's guest, and ends in bounded time: what takes too long is a finding, too.
 
+mod access;
 mod cores;
 mod directories;
 mod drives;
@@ -11,7 +12,9 @@ mod finding;
 mod kernel;
 mod limits;
 mod machine;
+mod nodes;
 mod sockets;
+mod space;
 #[cfg(test)]
 mod tests;
 mod units;
@@ -19,9 +22,10 @@ mod vmm;
 
 use crate::admin::Format;
 use crate::text::print;
+use access::Who;
 use clap::Args;
 use finding::{Finding, Report};
-use machine::{Machine, Who};
+use machine::Machine;
 use service::config::{Config, Mistakes};
 use service::start::EXIT_FAILURE;
 use std::path::{Path, PathBuf};
@@ -126,6 +130,8 @@ fn probes(machine: Machine, config: Option<Config>) -> Vec<(&'static str, Probe)
         ("limits", probe(limits::check)),
         ("cores", probe(cores::check)),
         ("drives", probe(drives::check)),
+        ("NUMA nodes", probe(nodes::check)),
+        ("room", probe(space::check)),
         (
             "directories",
             probe(|machine, config| {

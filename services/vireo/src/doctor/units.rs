@@ -10,9 +10,40 @@ const TARGETS: [&str; 3] = [
     "/lib/systemd/system/vireo.target",
 ];
 
+/// Where units and their drop-ins are; later ones come before earlier ones.
+const DIRECTORIES: [&str; 5] = [
+    "/lib/systemd/system",
+    "/usr/lib/systemd/system",
+    "/run/systemd/generator",
+    "/run/systemd/system",
+    "/etc/systemd/system",
+];
+
 /// True if the units are there.
 pub fn are_installed(machine: &Machine) -> bool {
     TARGETS.iter().any(|path| machine.is_there(path))
+}
+
+/// What the unit of a process (`vireo-worker@w0.service`) says of a key, its drop-ins included, as systemd reads them;
+/// `None` if it says nothing.
+pub fn setting(machine: &Machine, unit: &str, key: &str) -> Option<String> {
+    let template = match unit.split_once('@') {
+        Some((name, _)) => format!("{name}@.service"),
+        None => unit.to_owned(),
+    };
+    let mut found = None;
+    for directory in DIRECTORIES {
+        let drop_ins = [&template, unit].map(|unit| format!("{directory}/{unit}.d"));
+        let drop_ins = drop_ins.iter().flat_map(|directory| {
+            machine.list(directory).into_iter().map(move |name| format!("{directory}/{name}"))
+        });
+        for file in [format!("{directory}/{template}")].into_iter().chain(drop_ins) {
+            let text = machine.text(&file).unwrap_or_default();
+            let said = text.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+            found = said.last().map(|value| value.trim().to_owned()).or(found);
+        }
+    }
+    found
 }
 
 /// Looks at them.

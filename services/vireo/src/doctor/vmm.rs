@@ -1,15 +1,15 @@
 //! Who could be a client: QEMU, and whether guests run at full speed.
 
+use super::access::READ_WRITE;
 use super::finding::Finding;
 use super::machine::Machine;
 
 /// The first QEMU with a vfio-user client.
 const LEAST: (u32, u32) = (10, 1);
+const KVM: &str = "/dev/kvm";
 const NAMES: [&str; 3] = ["qemu-system-x86_64", "qemu-system-aarch64", "qemu-kvm"];
 /// Where it is on systems that keep it out of PATH.
 const PLACES: [&str; 1] = ["/usr/libexec/qemu-kvm"];
-/// Permission to read and write.
-const READ_WRITE: u32 = 6;
 
 /// Looks at them.
 pub fn check(machine: &Machine) -> Vec<Finding> {
@@ -47,14 +47,14 @@ fn version(text: &str) -> Option<(String, (u32, u32))> {
 }
 
 fn kvm(machine: &Machine) -> Finding {
-    match machine.metadata("/dev/kvm") {
+    match machine.metadata(KVM) {
         None => Finding::warning(
             "KVM",
             "/dev/kvm is not there: guests are emulated, slowly",
             "switch virtualisation on in the firmware, or nested virtualisation; modprobe kvm",
         ),
         // Guests are run by another user as a rule.
-        Some(found) if !machine.who.may(&found, READ_WRITE) => {
+        Some(found) if !machine.may(KVM, &found, READ_WRITE) => {
             Finding::ok("KVM", format!("/dev/kvm is there; {} may not open it", machine.who.name))
                 .with_advice("who runs guests has to be in its group")
         }

@@ -90,7 +90,10 @@ mod tests {
         let json = serde_json::to_value(&figures).unwrap();
         assert_eq!(json["controllers"][0]["rates"]["reads"], 12_300.0);
         assert_eq!(json["controllers"][0]["latency"]["p99_ns"], 412_000.0);
+        assert_eq!(json["controllers"][0]["rates"]["throttled"], 250.0);
         assert_eq!(json["workers"][1]["doing"], "asleep");
+        assert_eq!(json["workers"][0]["latency"]["p50_ns"], 76_000.0);
+        assert_eq!(json["queues"][0]["shared_latency"]["p50_ns"], 76_000.0);
         assert_eq!(json["queues"][0]["id"], 1);
         assert_eq!(json["namespaces"][0]["volume"], "mem0");
     }

@@ -60,15 +60,19 @@ fn sample(second: u64) -> Sample {
         read_bytes: second * 12_300 * 4096,
         written_bytes: second * 4_100 * 4096,
         errors: 0,
+        throttled: second * 250,
+        throttled_ns: second * 250 * 1_500_000,
+    };
+    let latencies = Histogram {
+        sum_ns: second * 83_000 * 16,
+        buckets: [(76_000, second * 14), (412_000, second * 2)].into(),
     };
     let busy = ControllerCounts {
         name: "vm0".into(),
         counts,
         parts: vec![Part { namespace: "s0/1".into(), counts }],
-        latencies: Histogram {
-            sum_ns: second * 83_000 * 16,
-            buckets: [(76_000, second * 14), (412_000, second * 2)].into(),
-        },
+        latencies: latencies.clone(),
+        on_workers: vec![("w0".into(), latencies.clone())],
         queues: vec![QueueCounts {
             worker: "w0".into(),
             id: 1,
@@ -87,11 +91,16 @@ fn sample(second: u64) -> Sample {
         time: 1_700_000_000.0 + second as f64,
         controllers: vec![busy, idle],
         workers: vec![
-            WorkerCounts { name: "w0".into(), counts, times: Some(times(430_000_000, 0)) },
+            WorkerCounts {
+                name: "w0".into(),
+                counts,
+                latencies,
+                times: Some(times(430_000_000, 0)),
+            },
             WorkerCounts {
                 name: "w1".into(),
-                counts: Counts::default(),
                 times: Some(times(1_000_000, 990_000_000)),
+                ..WorkerCounts::default()
             },
         ],
         failures: Vec::new(),

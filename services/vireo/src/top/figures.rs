@@ -45,6 +45,10 @@ pub struct Rates {
     pub written_bytes: f64,
     /// Commands that ended in an error.
     pub errors: f64,
+    /// Commands that had to wait for a limit.
+    pub throttled: f64,
+    /// Seconds that those which went on had waited, in sum.
+    pub throttled_seconds: f64,
 }
 
 impl Rates {
@@ -52,6 +56,12 @@ impl Rates {
     #[must_use]
     pub fn all(&self) -> f64 {
         self.reads + self.writes + self.others
+    }
+
+    /// How long a command that had to wait for a limit did so on average, in nanoseconds; `None` if none had to.
+    #[must_use]
+    pub fn waited_ns(&self) -> Option<f64> {
+        (self.throttled > 0.0).then(|| self.throttled_seconds * 1e9 / self.throttled)
     }
 
     /// The sum.
@@ -64,6 +74,8 @@ impl Rates {
             read_bytes: self.read_bytes + other.read_bytes,
             written_bytes: self.written_bytes + other.written_bytes,
             errors: self.errors + other.errors,
+            throttled: self.throttled + other.throttled,
+            throttled_seconds: self.throttled_seconds + other.throttled_seconds,
         }
     }
 }
@@ -117,6 +129,8 @@ pub struct Worker {
     pub polls: Option<f64>,
     /// What it completed.
     pub rates: Option<Rates>,
+    /// How long that took, of sampled commands.
+    pub latency: Option<Latency>,
     /// Commands that ended in an error so far.
     pub errors: u64,
     /// Controllers that it is attached to.
@@ -175,6 +189,9 @@ pub struct Queue {
     pub share_percent: Option<f64>,
     /// Commands fetched since it was created.
     pub commands_total: u64,
+    /// How long sampled commands took of all queues of its controller on its worker together: nobody counts them queue by
+    /// queue.
+    pub shared_latency: Option<Latency>,
     /// Commands a second.
     #[serde(skip)]
     pub trend: Trend,

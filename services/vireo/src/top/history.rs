@@ -1,7 +1,7 @@
 //! From readings to figures: what came between two of them, and how it went in the last minute.
 
 use super::figures::{Controller, Doing, Figures, Namespace, Queue, Rates, Worker};
-use super::latency::Window;
+use super::latency::{Histogram, Latency, Window};
 use super::sample::{ControllerCounts, Counts, Inventory, Sample, Times, WorkerCounts};
 use super::trend::Trend;
 use std::collections::BTreeMap;
@@ -17,11 +17,45 @@ pub struct History {
     before: Option<Sample>,
     now: Option<Sample>,
     inventory: Option<Inventory>,
-    workers: BTreeMap<String, Trend>,
-    controllers: BTreeMap<String, (Trend, Window)>,
-    queues: BTreeMap<(String, String, u32), Trend>,
-    namespaces: BTreeMap<String, Trend>,
+    workers: BTreeMap<String, Kept>,
+    controllers: BTreeMap<String, Kept>,
+    /// By controller and worker.
+    places: BTreeMap<(String, String), Kept>,
+    /// By controller, worker and identifier.
+    queues: BTreeMap<(String, String, u32), Kept>,
+    namespaces: BTreeMap<String, Kept>,
     total: Trend,
+}
+
+/// What is kept of one row.
+#[derive(Debug, Default)]
+struct Kept {
+    trend: Trend,
+    latencies: Window,
+}
+
+/// Notes each row's value and latencies with what is kept of it, and forgets the rows that are not there any more.
+fn keep<'a, K: Ord>(
+    kept: &mut BTreeMap<K, Kept>,
+    time: f64,
+    rows: impl Iterator<Item = (K, Option<f64>, Option<&'a Histogram>)>,
+) {
+    let mut before = std::mem::take(kept);
+    for (key, value, latencies) in rows {
+        let mut one = before.remove(&key).unwrap_or_default();
+        if let Some(value) = value {
+            one.trend.push(time, value);
+        }
+        if let Some(latencies) = latencies {
+            one.latencies.push(time, latencies.clone());
+        }
+        kept.insert(key, one);
+    }
+}
+
+/// What is kept of a row's last minute, and its latencies. This reading is a part of both only after it was noted.
+fn kept_of(kept: Option<&Kept>) -> (Trend, Option<Latency>) {
+    kept.map(|kept| (kept.trend.clone(), kept.latencies.latency())).unwrap_or_default()
 }
 
 impl History {
@@ -56,51 +90,41 @@ impl History {
         *self = Self { inventory: self.inventory.take(), ..Self::default() };
     }
 
-    /// Notes the newest reading where the last minute is kept; what is no longer there is forgotten.
+    /// Notes the newest reading where the last seconds are kept; what is no longer there is forgotten.
     fn note(&mut self) {
-        let Some(figures) = self.figures() else { return };
+        let Some((figures, now)) = self.figures().zip(self.now.take()) else { return };
         let time = figures.time;
-        let mut workers = std::mem::take(&mut self.workers);
-        for worker in &figures.workers {
-            let mut trend = workers.remove(&worker.name).unwrap_or_default();
-            if let Some(value) = worker.busy_percent {
-                trend.push(time, value);
-            }
-            self.workers.insert(worker.name.clone(), trend);
-        }
-        let mut controllers = std::mem::take(&mut self.controllers);
-        let now = self.now.iter().flat_map(|sample| &sample.controllers);
-        for (controller, counts) in figures.controllers.iter().filter_map(|controller| {
-            let counts = now.clone().find(|counts| counts.name == controller.name)?;
-            Some((controller, counts))
-        }) {
-            let (mut trend, mut window) = controllers.remove(&controller.name).unwrap_or_default();
-            if let Some(rates) = controller.rates {
-                trend.push(time, rates.all());
-            }
-            window.push(time, counts.latencies.clone());
-            self.controllers.insert(controller.name.clone(), (trend, window));
-        }
-        let mut queues = std::mem::take(&mut self.queues);
-        for queue in &figures.queues {
+        let all = |rates: Option<Rates>| rates.map(|rates| rates.all());
+        let workers = by_name(Some(&now.workers), |worker| &worker.name);
+        let rows = figures.workers.iter().map(|worker| {
+            let counts = workers.get(worker.name.as_str());
+            (worker.name.clone(), worker.busy_percent, counts.map(|counts| &counts.latencies))
+        });
+        keep(&mut self.workers, time, rows);
+        let controllers = by_name(Some(&now.controllers), |controller| &controller.name);
+        let rows = figures.controllers.iter().map(|controller| {
+            let counts = controllers.get(controller.name.as_str());
+            let latencies = counts.map(|counts| &counts.latencies);
+            (controller.name.clone(), all(controller.rates), latencies)
+        });
+        keep(&mut self.controllers, time, rows);
+        let rows = now.controllers.iter().flat_map(|controller| {
+            let key = move |worker: &String| (controller.name.clone(), worker.clone());
+            controller.on_workers.iter().map(move |(worker, all)| (key(worker), None, Some(all)))
+        });
+        keep(&mut self.places, time, rows);
+        let rows = figures.queues.iter().map(|queue| {
             let key = (queue.controller.clone(), queue.worker.clone(), queue.id);
-            let mut trend = queues.remove(&key).unwrap_or_default();
-            if let Some(value) = queue.commands {
-                trend.push(time, value);
-            }
-            self.queues.insert(key, trend);
-        }
-        let mut namespaces = std::mem::take(&mut self.namespaces);
-        for namespace in &figures.namespaces {
-            let mut trend = namespaces.remove(&namespace.name).unwrap_or_default();
-            if let Some(rates) = namespace.rates {
-                trend.push(time, rates.all());
-            }
-            self.namespaces.insert(namespace.name.clone(), trend);
-        }
+            (key, queue.commands, None)
+        });
+        keep(&mut self.queues, time, rows);
+        let rows = figures.namespaces.iter();
+        let rows = rows.map(|namespace| (namespace.name.clone(), all(namespace.rates), None));
+        keep(&mut self.namespaces, time, rows);
         if let Some(rates) = figures.total {
             self.total.push(time, rates.all());
         }
+        self.now = Some(now);
     }
 
     /// The figures of the newest reading; `None` before the first.
@@ -151,6 +175,7 @@ impl History {
                 }
             };
             let polls = times.zip(seconds);
+            let (trend, latency) = kept_of(self.workers.get(&counts.name));
             Worker {
                 name: counts.name.clone(),
                 core: place.and_then(|place| place.core),
@@ -160,11 +185,12 @@ impl History {
                 asleep_percent: shares.map(|shares| shares[2]),
                 polls: polls.map(|((new, old), seconds)| grown(new.polls, old.polls) / seconds),
                 rates: rates(old.map(|old| old.counts), counts.counts, seconds),
+                latency,
                 errors: counts.counts.errors,
                 controllers: place.map_or(0, |place| place.controllers),
                 tenant: place.map(|place| place.tenant.clone()).unwrap_or_default(),
                 pid: place.map_or(0, |place| place.pid),
-                trend: self.workers.get(&counts.name).cloned().unwrap_or_default(),
+                trend,
             }
         };
         sorted(now.workers.iter().map(worker).collect(), |worker| worker.name.clone())
@@ -177,10 +203,8 @@ impl History {
         let controller = |counts: &ControllerCounts| {
             let old = before.get(counts.name.as_str()).map(|old| old.counts);
             let place = places.get(counts.name.as_str());
-            let kept = self.controllers.get(&counts.name);
+            let (trend, latency) = kept_of(self.controllers.get(&counts.name));
             let rates = rates(old, counts.counts, seconds);
-            // This reading is a part of the window only after it was noted.
-            let latency = kept.and_then(|(_, window)| window.latency());
             let state = match place {
                 None => "-",
                 Some(place) if place.client.is_some() => "connected",
@@ -200,7 +224,7 @@ impl History {
                     .zip(latency)
                     .map(|(rates, latency)| rates.all() * latency.mean_ns / 1e9),
                 errors: counts.counts.errors,
-                trend: kept.map(|(trend, _)| trend.clone()).unwrap_or_default(),
+                trend,
             }
         };
         sorted(now.controllers.iter().map(controller).collect(), |c| c.name.clone())
@@ -226,8 +250,11 @@ impl History {
             let rate = |new, old| seconds.map(|seconds| grown(new, old) / seconds);
             let rate_of_commands = rate(commands, old_commands);
             *sums.entry(key.0.clone()).or_default() += rate_of_commands.unwrap_or(0.0);
+            let (trend, _) = kept_of(self.queues.get(&key));
+            let place = self.places.get(&(key.0.clone(), key.1.clone()));
             queues.push(Queue {
-                trend: self.queues.get(&key).cloned().unwrap_or_default(),
+                trend,
+                shared_latency: place.and_then(|kept| kept.latencies.latency()),
                 controller: key.0,
                 worker: key.1,
                 id: key.2,
@@ -272,7 +299,7 @@ impl History {
                 },
                 rates: rates(old, counts, seconds),
                 errors: counts.errors,
-                trend: self.namespaces.get(&name).cloned().unwrap_or_default(),
+                trend: kept_of(self.namespaces.get(&name)).0,
                 name,
             }
         };
@@ -306,6 +333,8 @@ fn rates(old: Option<Counts>, new: Counts, seconds: Option<f64>) -> Option<Rates
         read_bytes: rate(|counts| counts.read_bytes),
         written_bytes: rate(|counts| counts.written_bytes),
         errors: rate(|counts| counts.errors),
+        throttled: rate(|counts| counts.throttled),
+        throttled_seconds: rate(|counts| counts.throttled_ns) / 1e9,
     })
 }
 

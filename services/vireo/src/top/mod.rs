@@ -1,12 +1,13 @@
 //! `vireo top`: what workers, controllers, queues and namespaces do at the moment, in the manner of `top` and `spdk_top`.
 //!
 //! `source` asks the manager in a thread of its own; `sample` is what it told, `history` makes `figures` of it; the
-//! `model` is what a person chose to see of them, as rows (`table`), which `render` draws and `terminal` brings to
-//! the screen. `batch` prints them once.
+//! `model` is what a person chose to see of them, as rows (`table`) of what a view shows (`column`), which `render` draws
+//! and `terminal` brings to the screen. `batch` prints them once.
 //!
 //! It changes nothing: a target does not notice it but for a reading of its counters.
 
 mod batch;
+mod column;
 #[cfg(test)]
 mod example;
 mod figures;
@@ -48,8 +49,8 @@ pub struct TopArguments {
     /// How to print it; means --once.
     #[arg(short, long, value_enum)]
     output: Option<Format>,
-    /// The manager's API socket.
-    #[arg(long, value_name = "SOCKET", env = "VIREO_API")]
+    /// The manager's API socket; /run/vireo/api.sock if nothing says otherwise.
+    #[arg(long, value_name = "SOCKET", env = "VIREO_API", hide_env_values = true)]
     api: Option<PathBuf>,
     /// The runtime directory with the socket.
     #[arg(long, value_name = "DIRECTORY", conflicts_with = "api")]

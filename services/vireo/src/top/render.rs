@@ -241,7 +241,7 @@ fn rows(frame: &mut Frame<'_>, head: Rect, body: Rect, model: &mut Model, glyphs
     model.selected = model.selected.min(rows.len().saturating_sub(1));
     let all = model.view.columns();
     let names = rows.iter().filter_map(|row| row.cells.first()).map(|cell| cell.text.len()).max();
-    let fit = Fit::of(all, names.unwrap_or(0).min(200) as u16, head.width);
+    let fit = Fit::of(&all, names.unwrap_or(0).min(200) as u16, head.width);
     put(frame, head, head_line(model, &fit));
     let Some(figures) = model.figures() else { return };
     if rows.is_empty() {
@@ -346,10 +346,12 @@ fn help(frame: &mut Frame<'_>, area: Rect) {
     let (shortest, longest) = (INTERVAL_RANGE.0.as_secs_f64(), INTERVAL_RANGE.1.as_secs_f64());
     let notes = [
         format!(" Latencies: sampled commands of the last {WINDOW_SECONDS:.0} s, fetch to"),
-        " completion. DEPTH: rate times mean latency. Q: queues".to_owned(),
-        " used, of those allowed. B/s in powers of 1024.".to_owned(),
+        " completion. A queue's: of all queues of its controller on".to_owned(),
+        " its worker. DEPTH: rate times mean latency. Q: queues".to_owned(),
+        " used, of those allowed. THR/s: commands that had to wait".to_owned(),
+        " for a limit; WAIT: how long, on average. B/s: in powers".to_owned(),
         format!(
-            " Intervals: {} to {}. Bars: the last minute.",
+            " of 1024. Intervals: {} to {}. Bars: the last minute.",
             interval(shortest),
             interval(longest)
         ),

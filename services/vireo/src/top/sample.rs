@@ -38,6 +38,10 @@ pub struct Counts {
     pub written_bytes: u64,
     /// Commands that ended in an error.
     pub errors: u64,
+    /// Commands that had to wait for a limit.
+    pub throttled: u64,
+    /// Nanoseconds that those which went on had waited, in sum.
+    pub throttled_ns: u64,
 }
 
 /// A controller's counters.
@@ -51,6 +55,8 @@ pub struct ControllerCounts {
     pub parts: Vec<Part>,
     /// How long sampled commands took.
     pub latencies: Histogram,
+    /// The same by the worker that served them.
+    pub on_workers: Vec<(String, Histogram)>,
     /// Its queues that were used.
     pub queues: Vec<QueueCounts>,
 }
@@ -84,6 +90,8 @@ pub struct WorkerCounts {
     pub name: String,
     /// What it did.
     pub counts: Counts,
+    /// How long sampled commands took.
+    pub latencies: Histogram,
     /// What it does with its time, if it answers.
     pub times: Option<Times>,
 }
@@ -217,6 +225,8 @@ impl Counts {
             read_bytes: counters.read_bytes,
             written_bytes: counters.written_bytes,
             errors: counters.errors,
+            throttled: counters.throttled,
+            throttled_ns: counters.throttled_time.as_ref().map_or(0, nanoseconds),
         }
     }
 
@@ -230,21 +240,14 @@ impl Counts {
             read_bytes: self.read_bytes.saturating_add(other.read_bytes),
             written_bytes: self.written_bytes.saturating_add(other.written_bytes),
             errors: self.errors.saturating_add(other.errors),
+            throttled: self.throttled.saturating_add(other.throttled),
+            throttled_ns: self.throttled_ns.saturating_add(other.throttled_ns),
         }
     }
 }
 
 impl ControllerCounts {
     fn of(stats: &v1::Stats) -> Self {
-        let mut latencies = Histogram::default();
-        for histogram in &stats.latencies {
-            let sum = histogram.sum.as_ref().map_or(0, nanoseconds);
-            latencies.sum_ns = latencies.sum_ns.saturating_add(sum);
-            for bucket in &histogram.buckets {
-                latencies
-                    .add(bucket.upper_bound.as_ref().map_or(u64::MAX, nanoseconds), bucket.count);
-            }
-        }
         let part = |part: &v1::StatsPart| Part {
             namespace: namespace(&part.namespace),
             counts: Counts::of(part.counters.as_ref()),
@@ -255,11 +258,13 @@ impl ControllerCounts {
             commands: queue.commands,
             completions: queue.completions,
         };
+        let on_worker = |part: &v1::LatencyPart| (name(&part.worker), histogram(&part.latencies));
         Self {
             name: name(&stats.name),
             counts: Counts::of(stats.total.as_ref()),
             parts: stats.parts.iter().map(part).collect(),
-            latencies,
+            latencies: histogram(&stats.latencies),
+            on_workers: stats.latency_parts.iter().map(on_worker).collect(),
             queues: stats.queues.iter().map(queue).collect(),
         }
     }
@@ -276,6 +281,7 @@ impl WorkerCounts {
         Self {
             name: name(&stats.name),
             counts: Counts::of(stats.total.as_ref()),
+            latencies: histogram(&stats.latencies),
             times: stats.poll_times.as_ref().map(times),
         }
     }
@@ -319,6 +325,19 @@ impl NamespacePlace {
     }
 }
 
+/// Commands of all kinds together.
+fn histogram(messages: &[v1::LatencyHistogram]) -> Histogram {
+    let mut sum = Histogram::default();
+    for message in messages {
+        let time = message.sum.as_ref().map_or(0, nanoseconds);
+        sum.sum_ns = sum.sum_ns.saturating_add(time);
+        for bucket in &message.buckets {
+            sum.add(bucket.upper_bound.as_ref().map_or(u64::MAX, nanoseconds), bucket.count);
+        }
+    }
+    sum
+}
+
 /// Nothing that is negative.
 fn nanoseconds(duration: &prost_types::Duration) -> u64 {
     let duration = Duration::try_from(*duration).unwrap_or_default();
@@ -354,7 +373,17 @@ mod tests {
         };
         let stats = v1::Stats {
             name: "controllers/vm0".into(),
-            latencies: vec![histogram.clone(), histogram],
+            latencies: vec![histogram.clone(), histogram.clone()],
+            latency_parts: vec![v1::LatencyPart {
+                worker: "workers/w0".into(),
+                latencies: vec![histogram],
+                ..v1::LatencyPart::default()
+            }],
+            total: Some(v1::Counters {
+                throttled: 3,
+                throttled_time: duration(1, 5),
+                ..v1::Counters::default()
+            }),
             parts: vec![part],
             ..v1::Stats::default()
         };
@@ -366,5 +395,9 @@ mod tests {
         assert_eq!((controller.name.as_str(), controller.latencies.sum_ns), ("vm0", 0));
         assert_eq!(controller.latencies.buckets, [(320, 4), (u64::MAX, 2)].into());
         assert_eq!(controller.parts[0].namespace, "s0/1");
+        let (worker, on_worker) = &controller.on_workers[0];
+        assert_eq!((worker.as_str(), on_worker.count()), ("w0", 3));
+        let counts = controller.counts;
+        assert_eq!((counts.throttled, counts.throttled_ns), (3, 1_000_000_005));
     }
 }

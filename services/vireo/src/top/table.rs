@@ -1,7 +1,7 @@
-//! The views: which columns each has, and the rows that figures make of them; sorted, and filtered by a text.
+//! The views as tables: the rows that figures make, sorted, and filtered by a text.
 
-use super::figures::{Controller, Doing, Figures, Namespace, Queue, Rates, Worker};
-use super::number::{UNKNOWN, bytes, count, depth, nanos, percent};
+use super::column::{CONTROLLERS, NAMESPACES, QUEUES, WORKERS, heads, rows};
+use super::figures::Figures;
 use super::trend::Trend;
 use std::cmp::Ordering;
 
@@ -76,69 +76,6 @@ pub struct Row {
     pub full: Option<f64>,
 }
 
-const fn left(title: &'static str, width: u16, rank: u8) -> Column {
-    Column { title, width, right: false, rank }
-}
-
-const fn right(title: &'static str, width: u16, rank: u8) -> Column {
-    Column { title, width, right: true, rank }
-}
-
-const WORKERS: &[Column] = &[
-    left("WORKER", 6, 0),
-    right("CORE", 4, 1),
-    left("STATE", 7, 1),
-    right("BUSY", 5, 1),
-    right("POLL", 5, 2),
-    right("SLEEP", 5, 3),
-    right("POLLS/s", 7, 4),
-    right("RD IOPS", 7, 3),
-    right("WR IOPS", 7, 3),
-    right("RD B/s", 6, 5),
-    right("WR B/s", 6, 5),
-    right("CTRLS", 5, 6),
-    right("ERRORS", 6, 7),
-    right("PID", 7, 8),
-    left("TENANT", 10, 9),
-];
-const CONTROLLERS: &[Column] = &[
-    left("CONTROLLER", 6, 0),
-    left("STATE", 9, 1),
-    right("RD IOPS", 7, 1),
-    right("WR IOPS", 7, 1),
-    right("RD B/s", 6, 3),
-    right("WR B/s", 6, 3),
-    right("MEAN", 6, 4),
-    right("P50", 6, 5),
-    right("P99", 6, 2),
-    right("ERR", 5, 6),
-    right("Q", 5, 7),
-    right("DEPTH", 5, 8),
-    right("OTHER", 6, 9),
-    right("CLIENT", 7, 10),
-    left("SUBSYSTEM", 12, 11),
-];
-const QUEUES: &[Column] = &[
-    left("CONTROLLER", 6, 0),
-    right("QUEUE", 5, 0),
-    left("WORKER", 10, 1),
-    right("CMDS/s", 7, 1),
-    right("DONE/s", 7, 2),
-    right("SHARE", 5, 3),
-    right("COMMANDS", 8, 4),
-];
-const NAMESPACES: &[Column] = &[
-    left("NAMESPACE", 6, 0),
-    left("VOLUME", 12, 3),
-    left("STATE", 6, 1),
-    right("RD IOPS", 7, 1),
-    right("WR IOPS", 7, 1),
-    right("RD B/s", 6, 2),
-    right("WR B/s", 6, 2),
-    right("OTHER", 6, 5),
-    right("ERRORS", 6, 4),
-];
-
 impl View {
     /// All of them, in the order of their keys.
     pub const ALL: [Self; 4] = [Self::Workers, Self::Controllers, Self::Queues, Self::Namespaces];
@@ -177,12 +114,12 @@ impl View {
 
     /// Its columns; the first is a name.
     #[must_use]
-    pub fn columns(self) -> &'static [Column] {
+    pub fn columns(self) -> Vec<Column> {
         match self {
-            Self::Workers => WORKERS,
-            Self::Controllers => CONTROLLERS,
-            Self::Queues => QUEUES,
-            Self::Namespaces => NAMESPACES,
+            Self::Workers => heads(WORKERS),
+            Self::Controllers => heads(CONTROLLERS),
+            Self::Queues => heads(QUEUES),
+            Self::Namespaces => heads(NAMESPACES),
         }
     }
 
@@ -201,10 +138,10 @@ impl View {
     #[must_use]
     pub fn rows(self, figures: &Figures) -> Vec<Row> {
         match self {
-            Self::Workers => figures.workers.iter().map(worker).collect(),
-            Self::Controllers => figures.controllers.iter().map(controller).collect(),
-            Self::Queues => figures.queues.iter().map(queue).collect(),
-            Self::Namespaces => figures.namespaces.iter().map(namespace).collect(),
+            Self::Workers => rows(WORKERS, &figures.workers),
+            Self::Controllers => rows(CONTROLLERS, &figures.controllers),
+            Self::Queues => rows(QUEUES, &figures.queues),
+            Self::Namespaces => rows(NAMESPACES, &figures.namespaces),
         }
     }
 }
@@ -250,145 +187,11 @@ fn natural(a: &str, b: &str) -> Ordering {
     split(a).cmp(&split(b)).then_with(|| a.cmp(b))
 }
 
-fn word(text: &str, tone: Tone) -> Cell {
-    Cell { text: text.to_owned(), key: Key::Text(text.to_owned()), tone }
-}
-
-fn named(text: &str) -> Cell {
-    word(text, Tone::Plain)
-}
-
-/// A figure; zero and what is not known step back.
-fn figure(value: Option<f64>, show: fn(Option<f64>) -> String) -> Cell {
-    let tone = if value.is_some_and(|value| value > 0.0) { Tone::Plain } else { Tone::Dim };
-    Cell { text: show(value), key: Key::Number(value), tone }
-}
-
-fn total(value: u64) -> Cell {
-    figure(Some(value as f64), count)
-}
-
-/// Errors so far: bad where there are new ones.
-fn errors(value: u64, rates: Option<Rates>) -> Cell {
-    let mut cell = total(value);
-    if rates.is_some_and(|rates| rates.errors > 0.0) {
-        cell.tone = Tone::Bad;
-    }
-    cell
-}
-
-fn of(rates: Option<Rates>, value: fn(&Rates) -> f64) -> Option<f64> {
-    rates.as_ref().map(value)
-}
-
-fn process(pid: Option<i32>) -> Cell {
-    let pid = pid.filter(|pid| *pid != 0);
-    let text = pid.map_or_else(|| UNKNOWN.to_owned(), |pid| pid.to_string());
-    Cell { text, key: Key::Number(pid.map(f64::from)), tone: Tone::Dim }
-}
-
-fn worker(worker: &Worker) -> Row {
-    let tone = match worker.doing {
-        Doing::Away => Tone::Bad,
-        Doing::Busy => Tone::Good,
-        Doing::Unknown | Doing::Asleep | Doing::Polling => Tone::Plain,
-    };
-    let core = worker.core.map(f64::from);
-    let core = Cell {
-        text: worker.core.map_or_else(|| "any".to_owned(), |core| core.to_string()),
-        key: Key::Number(core),
-        tone: Tone::Plain,
-    };
-    let rates = worker.rates;
-    let cells = vec![
-        named(&worker.name),
-        core,
-        word(worker.doing.word(), tone),
-        figure(worker.busy_percent, percent),
-        figure(worker.polling_percent, percent),
-        figure(worker.asleep_percent, percent),
-        figure(worker.polls, count),
-        figure(of(rates, |rates| rates.reads), count),
-        figure(of(rates, |rates| rates.writes), count),
-        figure(of(rates, |rates| rates.read_bytes), bytes),
-        figure(of(rates, |rates| rates.written_bytes), bytes),
-        total(worker.controllers as u64),
-        errors(worker.errors, rates),
-        process(Some(worker.pid)),
-        named(&worker.tenant),
-    ];
-    Row { cells, trend: worker.trend.clone(), full: Some(100.0) }
-}
-
-fn controller(controller: &Controller) -> Row {
-    let tone = match controller.state {
-        "connected" => Tone::Good,
-        "failed" => Tone::Bad,
-        _ => Tone::Dim,
-    };
-    let (rates, latency) = (controller.rates, controller.latency);
-    let used = controller.queues_used;
-    let queues = match controller.queues {
-        0 => used.to_string(),
-        all => format!("{used}/{all}"),
-    };
-    let cells = vec![
-        named(&controller.name),
-        word(controller.state, tone),
-        figure(of(rates, |rates| rates.reads), count),
-        figure(of(rates, |rates| rates.writes), count),
-        figure(of(rates, |rates| rates.read_bytes), bytes),
-        figure(of(rates, |rates| rates.written_bytes), bytes),
-        figure(latency.map(|latency| latency.mean_ns), nanos),
-        figure(latency.map(|latency| latency.p50_ns), nanos),
-        figure(latency.map(|latency| latency.p99_ns), nanos),
-        errors(controller.errors, rates),
-        Cell { text: queues, key: Key::Number(Some(used as f64)), tone: Tone::Plain },
-        figure(controller.depth, depth),
-        figure(of(rates, |rates| rates.others), count),
-        process(controller.client),
-        named(&controller.subsystem),
-    ];
-    Row { cells, trend: controller.trend.clone(), full: None }
-}
-
-fn queue(queue: &Queue) -> Row {
-    let cells = vec![
-        named(&queue.controller),
-        Cell {
-            text: queue.id.to_string(),
-            key: Key::Number(Some(f64::from(queue.id))),
-            tone: Tone::Plain,
-        },
-        named(&queue.worker),
-        figure(queue.commands, count),
-        figure(queue.completions, count),
-        figure(queue.share_percent, percent),
-        total(queue.commands_total),
-    ];
-    Row { cells, trend: queue.trend.clone(), full: None }
-}
-
-fn namespace(namespace: &Namespace) -> Row {
-    let tone = if namespace.state == "failed" { Tone::Bad } else { Tone::Dim };
-    let rates = namespace.rates;
-    let cells = vec![
-        named(&namespace.name),
-        named(&namespace.volume),
-        word(namespace.state, tone),
-        figure(of(rates, |rates| rates.reads), count),
-        figure(of(rates, |rates| rates.writes), count),
-        figure(of(rates, |rates| rates.read_bytes), bytes),
-        figure(of(rates, |rates| rates.written_bytes), bytes),
-        figure(of(rates, |rates| rates.others), count),
-        errors(namespace.errors, rates),
-    ];
-    Row { cells, trend: namespace.trend.clone(), full: None }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::top::column::figure;
+    use crate::top::number::count;
 
     #[test]
     fn every_row_has_a_value_for_every_column() {
@@ -425,10 +228,10 @@ mod tests {
     fn a_filter_looks_at_every_value() {
         let figures = crate::top::example::figures();
         let rows = View::Controllers.rows(&figures);
-        let count = |filter: &str| rows.iter().filter(|row| row.matches(filter)).count();
-        assert_eq!(count(""), rows.len());
-        assert_eq!(count("connected"), 1);
-        assert_eq!(count("vm"), rows.len());
-        assert_eq!(count("no such thing"), 0);
+        let found = |filter: &str| rows.iter().filter(|row| row.matches(filter)).count();
+        assert_eq!(found(""), rows.len());
+        assert_eq!(found("connected"), 1);
+        assert_eq!(found("vm"), rows.len());
+        assert_eq!(found("no such thing"), 0);
     }
 }

@@ -1,10 +1,12 @@
 //! Every probe on machines that are files in a directory.
 
 mod machines;
+mod places;
 mod running;
 
+use super::access::Who;
 use super::finding::{Finding, Level};
-use super::machine::{Calls, Machine, Who};
+use super::machine::{Calls, Machine, Space};
 use nix::errno::Errno;
 use service::config::Config;
 use std::fs;
@@ -15,6 +17,9 @@ use tempfile::TempDir;
 /// What every configuration here begins with.
 const HEAD: &str = "[[backend]]\nname = \"b0\"\n[[frontend]]\nname = \"f0\"\n[[worker]]\nname = \"w0\"\ncore = 1\n";
 
+/// A file system with plenty of everything.
+const ROOMY: Space = Space { size: 100 << 30, free: 50 << 30, no_files: false, read_only: false };
+
 /// A machine made of files: healthy, until a test makes it otherwise.
 struct Fake {
     root: TempDir,
@@ -24,7 +29,13 @@ struct Fake {
 
 impl Fake {
     fn new() -> Self {
-        let calls = Calls { memfd: || Ok(()), io_uring: || Ok(()), run: |_, _| None };
+        let calls = Calls {
+            memfd: || Ok(()),
+            io_uring: || Ok(()),
+            run: |_, _| None,
+            space: |_| Some(ROOMY),
+            access_list: |_| None,
+        };
         // Somebody who owns nothing here and is in none of its groups.
         let who = Who { name: "vireo".into(), uid: 4_000_000_000, groups: vec![4_000_000_000] };
         let fake = Self { root: tempfile::tempdir().unwrap(), calls, who };
@@ -140,6 +151,8 @@ fn a_healthy_machine_has_nothing_to_be_done() {
     all_is_well(&super::limits::check(&machine, config));
     all_is_well(&super::cores::check(&machine, config));
     all_is_well(&super::drives::check(&machine, config));
+    all_is_well(&super::space::check(&machine, config));
+    assert!(super::nodes::check(&machine, config).is_empty(), "there is one node");
     all_is_well(&super::units::check(&machine));
     all_is_well(&super::directories::check(&machine, config.unwrap()));
     assert_eq!(Errno::EPERM.desc(), "Operation not permitted");

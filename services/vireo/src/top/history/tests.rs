@@ -3,7 +3,9 @@ use crate::top::latency::Histogram;
 use crate::top::sample::{ControllerPlace, NamespacePlace, Part, QueueCounts, WorkerPlace};
 
 fn counts(reads: u64) -> Counts {
-    Counts { reads, read_bytes: reads * 4096, ..Counts::default() }
+    // One in ten has to wait, 3 us each.
+    let (throttled, throttled_ns) = (reads / 10, reads / 10 * 3_000);
+    Counts { reads, read_bytes: reads * 4096, throttled, throttled_ns, ..Counts::default() }
 }
 
 /// One controller on one worker that has done so many reads at that time, and was busy for a quarter of it.
@@ -14,6 +16,10 @@ fn sample(time: f64, reads: u64) -> Sample {
         counts: counts(reads),
         parts: vec![Part { namespace: "s0/1".into(), counts: counts(reads) }],
         latencies: Histogram { sum_ns: reads * 10, buckets: [(10, reads)].into() },
+        on_workers: vec![(
+            "w0".into(),
+            Histogram { sum_ns: reads * 20, buckets: [(20, reads)].into() },
+        )],
         queues: vec![
             QueueCounts { worker: "w0".into(), id: 1, commands: reads / 4, completions: reads / 4 },
             QueueCounts { worker: "w0".into(), id: 2, commands: reads / 4 * 3, completions: 0 },
@@ -25,7 +31,12 @@ fn sample(time: f64, reads: u64) -> Sample {
         sleeping_ns: nanoseconds(0.7),
         polls: reads * 2,
     };
-    let worker = WorkerCounts { name: "w0".into(), counts: counts(reads), times: Some(times) };
+    let worker = WorkerCounts {
+        name: "w0".into(),
+        counts: counts(reads),
+        latencies: Histogram { sum_ns: reads * 30, buckets: [(30, reads)].into() },
+        times: Some(times),
+    };
     Sample { time, controllers: vec![controller], workers: vec![worker], failures: Vec::new() }
 }
 
@@ -73,6 +84,13 @@ fn one_reading_has_no_rates_and_two_have() {
     let worker = &figures.workers[0];
     assert_eq!((worker.core, worker.doing, worker.polls), (Some(3), Doing::Asleep, Some(400.0)));
     assert!((worker.busy_percent.unwrap() - 25.0).abs() < 0.01);
+    assert_eq!(worker.latency.map(|latency| (latency.p99_ns, latency.samples)), Some((30.0, 400)));
+    let rates = controller.rates.unwrap();
+    assert_eq!((rates.throttled, rates.waited_ns()), (20.0, Some(3_000.0)));
+    assert_eq!(total.throttled, 20.0);
+    for queue in &figures.queues {
+        assert_eq!(queue.shared_latency.map(|latency| latency.p50_ns), Some(20.0));
+    }
     let queues: Vec<_> =
         figures.queues.iter().map(|q| (q.id, q.commands, q.share_percent)).collect();
     assert_eq!(queues, [(1, Some(50.0), Some(25.0)), (2, Some(150.0), Some(75.0))]);
@@ -134,5 +152,6 @@ fn what_is_gone_is_forgotten() {
     assert_eq!((history.controllers.len(), history.queues.len()), (1, 2));
     history.sample(Sample { time: 102.0, ..Sample::default() });
     assert!(history.controllers.is_empty() && history.queues.is_empty());
+    assert!(history.places.is_empty());
     assert!(history.workers.is_empty() && history.namespaces.is_empty());
 }

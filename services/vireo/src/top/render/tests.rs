@@ -41,7 +41,8 @@ fn controllers_fit_on_a_small_terminal_and_all_is_shown_on_a_large_one() {
     assert!(text.contains("IOPS 16.4k: 12.3k read, 4100 write"), "{text}");
 
     let text = screen(&mut model, 200, 50);
-    for part in ["SUBSYSTEM", "CLIENT", "12345", "1/64", "DEPTH", "1.36", "LAST MINUTE", "█"] {
+    let parts = ["SUBSYSTEM", "CLIENT", "12345", "1/64", "DEPTH", "1.36", "LAST MINUTE", "█"];
+    for part in parts.into_iter().chain(["THR/s", "250", "WAIT", "1.50ms"]) {
         assert!(text.contains(part), "{part} in\n{text}");
     }
 }
@@ -56,6 +57,20 @@ fn workers_tell_what_they_do_with_their_time() {
     }
     for value in ["asleep", "99%", "0.1%"] {
         assert!(row("w1").contains(value), "{value} in\n{text}");
+    }
+    let text = screen(&mut model, 200, 24);
+    let row = text.lines().find(|line| line.starts_with("w0")).unwrap();
+    for value in ["83.0us", "76.0us", "412us", "250", "1.50ms", "default"] {
+        assert!(row.contains(value), "{value} in\n{text}");
+    }
+}
+
+#[test]
+fn queues_tell_how_long_commands_take_where_they_are_served() {
+    let text = screen(&mut model(View::Queues), 80, 24);
+    let row = text.lines().find(|line| line.starts_with("vm0")).unwrap();
+    for value in ["w0", "16.4k", "100%", "83.0us", "76.0us", "412us"] {
+        assert!(row.contains(value), "{value} in\n{text}");
     }
 }
 
