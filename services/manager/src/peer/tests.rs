@@ -6,7 +6,7 @@ use vireo_proto::Failure;
 use vireo_proto::handoff::{ApplyBdevs, ApplyResult};
 
 /// How long anything may take before a test gives up.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A process that answers as often as it is let.
 struct Process {
