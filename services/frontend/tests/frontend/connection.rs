@@ -20,7 +20,7 @@ use vireo_proto::handoff::DoorbellMode;
 /// Long enough for a message that is there to be taken.
 const A_WHILE: Duration = Duration::from_millis(50);
 /// How long the close of a hostile client's descriptor takes.
-const LINGER: Duration = Duration::from_secs(5);
+const LINGER: Duration = Duration::from_secs(60);
 
 fn connection() -> (Connection, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();

@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::task::AbortHandle;
 use vfio_user::client::{Client, VersionStyle};
 use vfio_user::dma::Iova;
@@ -30,7 +30,7 @@ pub const CC: u64 = 0x14;
 /// Controller Status.
 pub const CSTS: u64 = 0x1c;
 /// How long anything may take that is bound to happen.
-pub const BOUND: Duration = Duration::from_secs(20);
+pub const BOUND: Duration = Duration::from_secs(60);
 /// Patience of the frontend with what is removed.
 pub const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -230,6 +230,7 @@ impl Guest {
     /// Connects and maps its memory.
     pub fn attach(socket: &Path) -> Self {
         let mut client = Client::connect(socket).unwrap();
+        client.set_timeout(BOUND);
         client.version(&VersionStyle::Bare { minor: 0 }).unwrap();
         let memory = memory(MEMORY);
         client.dma_map(Iova(0), MEMORY, read_write(), Some((memory.as_fd(), 0))).unwrap();
@@ -272,7 +273,8 @@ impl Guest {
             command.into_words().iter().flat_map(|word| word.to_le_bytes()).collect();
         self.memory.write_all_at(&bytes, 0x1000).unwrap();
         ring(self);
-        for _ in 0..1000 {
+        let until = Instant::now() + BOUND;
+        while Instant::now() < until {
             let mut completion = [0; 16];
             self.memory.read_exact_at(&mut completion, 0x2000).unwrap();
             if completion[14] & 1 == 1 {
