@@ -30,6 +30,8 @@ struct Ended {
     slot: u32,
     write: bool,
     good: bool,
+    /// When it was seen to be over, and its successor began.
+    seen: u64,
 }
 
 /// What a lane counted.
@@ -159,9 +161,15 @@ impl Lane {
             return self.take(clock);
         }
         let (mut taken, mut ended) = (0, 0);
+        let mut seen = None;
         while taken < BATCH {
+            if taken % CLOCK_EVERY == 0 {
+                // Before the completion is taken: reading the clock takes as long as all that follows, and goes on beside it.
+                seen = self.queue.has_completion().then(|| clock.now());
+            }
             let Some(next) = self.repeat() else { break };
             taken += 1;
+            let now = *seen.get_or_insert_with(|| clock.now());
             let (slot, good) = match next {
                 Next::Repeated(token) => (token as u32, true),
                 Next::Over(Completed { token, buffer, result }) => {
@@ -170,7 +178,7 @@ impl Lane {
             };
             let Some(flight) = self.flights.get_mut(slot as usize) else { continue };
             if let Some(last) = self.ended.get_mut(ended) {
-                *last = Ended { slot, write: flight.access.write, good };
+                *last = Ended { slot, write: flight.access.write, good, seen: now };
                 ended += 1;
             }
             flight.access = self.upcoming;
@@ -215,16 +223,14 @@ impl Lane {
         (slot, good)
     }
 
-    /// Counts what ended, and thinks of what comes next, while the controller is at work. The time of both, the end and
-    /// what was started with it, is when the controller was told.
+    /// Counts what ended, and thinks of what comes next, while the controller is at work.
     #[inline]
     fn count(&mut self, clock: &Clock, ended: usize) {
-        let now = clock.now();
-        for &Ended { slot, write, good } in self.ended.iter().take(ended) {
+        for &Ended { slot, write, good, seen } in self.ended.iter().take(ended) {
             let Some(flight) = self.flights.get_mut(slot as usize) else { continue };
-            let start = std::mem::replace(&mut flight.start, now);
+            let start = std::mem::replace(&mut flight.start, seen);
             if good {
-                self.counts.count(write, clock.nanos(start, now));
+                self.counts.count(write, clock.nanos(start, seen));
             }
         }
         self.think();
