@@ -118,7 +118,7 @@ async fn a_killed_backend_comes_back_with_its_data() {
     let keeper = Keeper::start(&at.join("notify"));
     let first = keeper.launch(at);
     let client = Client::new(at.join("backend-b0.sock"), "test");
-    let session = client.session(Duration::from_secs(20)).await.unwrap();
+    let session = client.session(Duration::from_secs(60)).await.unwrap();
     apply(&session, &["mem0", "mem1"]).await;
     for (name, fill) in [("mem0", 1), ("mem1", 2)] {
         memory(&session, name).await.slice(4096, 4096).unwrap().fill(fill);
@@ -129,7 +129,7 @@ async fn a_killed_backend_comes_back_with_its_data() {
     session.closed().await;
 
     let second = keeper.launch(at);
-    let session = client.session(Duration::from_secs(20)).await.unwrap();
+    let session = client.session(Duration::from_secs(60)).await.unwrap();
     apply(&session, &["mem0", "mem1"]).await;
     for (name, fill) in [("mem0", [1; 4096]), ("mem1", [2; 4096])] {
         assert!(memory(&session, name).await.slice(4096, 4096).unwrap().compare(&fill), "{name}");

@@ -169,7 +169,7 @@ pub async fn run(channel: &mut AnyChannel, guest: &Guest, request: &Request<'_>)
         Submitted::Pending => channel.publish(),
         Submitted::Full => panic!("no room for one request"),
     }
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let mut ended = None;
         channel.poll(0, &mut |_, outcome| ended = Some(outcome));

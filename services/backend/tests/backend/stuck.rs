@@ -41,7 +41,7 @@ async fn a_stuck_loop_does_not_block_other_opens() {
     assert!(!running.serve.is_alive(Duration::from_millis(10)).await);
     // What was given up is given back, by the loop too once it turns.
     std::thread::spawn(move || serve.run());
-    assert!(running.serve.is_alive(Duration::from_secs(20)).await);
+    assert!(running.serve.is_alive(Duration::from_secs(60)).await);
     let guest = guest();
     add_region(&first, &guest).await;
     let (mut channel, grant) = open(&first, "mem0", false).await.unwrap();
@@ -98,7 +98,7 @@ async fn a_device_that_does_not_end_is_told_of_and_the_rest_is_done() {
     assert_eq!(apply(&session, vec![endless("slow0")]).await.failures, []);
     let (mut channel, _) = open(&session, "slow0", true).await.unwrap();
     occupy(&mut channel, &running).await;
-    let patient = Duration::from_secs(30);
+    let patient = Duration::from_secs(60);
     let bdevs = vireo_proto::handoff::ApplyBdevs { bdevs: running.bdevs(DEVICE) };
     let body = vireo_proto::handoff::request::Body::ApplyBdevs(bdevs);
     let other = running.connect();
