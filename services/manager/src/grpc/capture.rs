@@ -14,7 +14,7 @@ use service::control::{ControlError, Session};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
-use telemetry::io_trace::{WallClock, opcode};
+use telemetry::io_trace::{Waits, WallClock, operation};
 use telemetry::spans::{Role, Span, export};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::JoinSet;
@@ -235,6 +235,31 @@ async fn follow(process: Process, session: Session, tell: mpsc::Sender<Heard>) {
     }
 }
 
+/// What backends did of a command, which may be several requests.
+#[derive(Clone, Copy)]
+struct Part {
+    requests: u32,
+    /// Of the first.
+    taken: u64,
+    /// Of the last.
+    done: u64,
+}
+
+impl Part {
+    fn with(self, record: &TraceRecord) -> Self {
+        Self {
+            requests: self.requests.saturating_add(1),
+            taken: self.taken.min(record.fetched),
+            done: self.done.max(record.done),
+        }
+    }
+
+    /// Whether these are all requests that backends had of a worker's command.
+    fn is_all_of(self, command: &TraceRecord) -> bool {
+        self.requests >= u32::from(command.by_ring)
+    }
+}
+
 /// Commands on their way to the caller.
 struct Join {
     controller: String,
@@ -245,7 +270,7 @@ struct Join {
     /// Commands that wait for their backend's part, and until when.
     held: VecDeque<(Instant, Arc<str>, TraceRecord)>,
     /// Parts of backends by trace.
-    parts: HashMap<u64, TraceRecord>,
+    parts: HashMap<u64, Part>,
     clock: WallClock,
 }
 
@@ -310,26 +335,31 @@ impl Join {
         record: TraceRecord,
         give: &Give,
     ) -> Result<(), Left> {
+        let part = self.parts.get(&record.trace).copied();
         let by_ring = record.reason & trace_reason::RING != 0;
-        match self.parts.remove(&record.trace) {
-            None if by_ring => {
-                self.held.push_back((Instant::now() + HOLD, worker, record));
-                Ok(())
-            }
-            part => self.give(&worker, &record, part.as_ref(), give).await,
+        if by_ring && part.is_none_or(|part| !part.is_all_of(&record)) {
+            self.held.push_back((Instant::now() + HOLD, worker, record));
+            return Ok(());
         }
+        self.give(&worker, &record, give).await
     }
 
     async fn part(&mut self, part: TraceRecord, give: &Give) -> Result<(), Left> {
-        let place = self.held.iter().position(|(_, _, record)| record.trace == part.trace);
-        if let Some((_, worker, record)) = place.and_then(|place| self.held.remove(place)) {
-            return self.give(&worker, &record, Some(&part), give).await;
-        }
         if self.parts.len() >= MAX_PARTS {
             self.parts.clear();
         }
-        self.parts.insert(part.trace, part);
-        Ok(())
+        let none = Part { requests: 0, taken: u64::MAX, done: 0 };
+        let all = self.parts.entry(part.trace).or_insert(none);
+        *all = all.with(&part);
+        let all = *all;
+        let is_it = |(_, _, record): &(Instant, Arc<str>, TraceRecord)| {
+            record.trace == part.trace && all.is_all_of(record)
+        };
+        let place = self.held.iter().position(is_it);
+        match place.and_then(|place| self.held.remove(place)) {
+            Some((_, worker, record)) => self.give(&worker, &record, give).await,
+            None => Ok(()),
+        }
     }
 
     /// Gives what has waited long enough, or all.
@@ -337,39 +367,29 @@ impl Join {
         let now = Instant::now();
         while self.held.front().is_some_and(|(until, ..)| all || *until <= now) {
             let Some((_, worker, record)) = self.held.pop_front() else { break };
-            self.give(&worker, &record, None, give).await?;
+            self.give(&worker, &record, give).await?;
         }
         Ok(())
     }
 
-    async fn give(
-        &mut self,
-        worker: &str,
-        record: &TraceRecord,
-        part: Option<&TraceRecord>,
-        give: &Give,
-    ) -> Result<(), Left> {
+    async fn give(&mut self, worker: &str, record: &TraceRecord, give: &Give) -> Result<(), Left> {
         let Some(left) = self.left.checked_sub(1) else { return Ok(()) };
         self.left = left;
+        let part = self.parts.remove(&record.trace);
         let command = self.shown(worker, record, part);
         let lost = self.lost.values().sum();
         let response = CaptureCommandsResponse { command: Some(command), lost };
         give.send(Ok(response)).await.map_err(|_| Left)
     }
 
-    fn shown(
-        &self,
-        worker: &str,
-        record: &TraceRecord,
-        part: Option<&TraceRecord>,
-    ) -> CapturedCommand {
+    fn shown(&self, worker: &str, record: &TraceRecord, part: Option<Part>) -> CapturedCommand {
         let end = [record.done, record.posted, record.signalled].into_iter().max().unwrap_or(0);
         CapturedCommand {
             controller: self.controller.clone(),
             worker: format!("workers/{worker}"),
             trace_id: self.trace_id.clone(),
             fetch_time: Some(timestamp(self.clock.at(record.fetched))),
-            operation: opcode(record.opcode).to_owned(),
+            operation: operation(record).to_owned(),
             opcode: record.opcode.into(),
             nsid: record.nsid,
             lba: record.lba,
@@ -379,6 +399,7 @@ impl Join {
             status: record.status.into(),
             duration: Some(between(record.fetched, end)),
             stages: stages(record, part),
+            requests: record.requests.into(),
         }
     }
 }
@@ -387,24 +408,27 @@ fn between(from: u64, to: u64) -> prost_types::Duration {
     time::duration(Duration::from_nanos(to.saturating_sub(from)))
 }
 
-/// The stages of a command, of which a backend did `part`.
-fn stages(record: &TraceRecord, part: Option<&TraceRecord>) -> Vec<CapturedStage> {
+/// The stages of a command, of which backends did `part`.
+fn stages(record: &TraceRecord, part: Option<Part>) -> Vec<CapturedStage> {
     let TraceRecord { fetched, started, translated, submitted, done, posted, signalled, .. } =
         *record;
-    let waited = if submitted > translated { translated } else { 0 };
-    let (taken, ended) = part.map_or((submitted, done), |part| (part.fetched, part.done));
+    let Waits { fetched_to, held, wait, pause } = Waits::of(record);
+    let asked = if submitted == 0 { None } else { part };
+    let (taken, ended) = asked.map_or((submitted, done), |part| (part.taken, part.done));
     let all = [
-        (CommandStage::Fetch, fetched, started),
-        (CommandStage::Translate, started, translated),
-        (CommandStage::Wait, waited, submitted),
-        (CommandStage::BackendQueue, part.map_or(0, |_| submitted), taken),
-        (CommandStage::Device, taken, ended),
-        (CommandStage::Return, part.map_or(0, |part| part.done), done),
-        (CommandStage::Completion, done, posted),
-        (CommandStage::Interrupt, posted, signalled),
+        (CommandStage::Fetch, (fetched, fetched_to)),
+        (CommandStage::Limit, held),
+        (CommandStage::Translate, (started, translated)),
+        (CommandStage::Wait, wait),
+        (CommandStage::BackendQueue, (asked.map_or(0, |_| submitted), taken)),
+        (CommandStage::Device, (taken, ended)),
+        (CommandStage::Return, (asked.map_or(0, |part| part.done), done)),
+        (CommandStage::Completion, (done, posted)),
+        (CommandStage::Interrupt, (posted, signalled)),
+        (CommandStage::Pause, pause.unwrap_or((0, 0))),
     ];
-    let timed = all.into_iter().filter(|(_, from, to)| *from != 0 && to >= from);
-    let stage = |(stage, from, to): (CommandStage, u64, u64)| CapturedStage {
+    let timed = all.into_iter().filter(|(_, (from, to))| *from != 0 && to >= from);
+    let stage = |(stage, (from, to)): (CommandStage, (u64, u64))| CapturedStage {
         stage: stage.into(),
         start: Some(between(fetched, from)),
         duration: Some(between(from, to)),
@@ -413,29 +437,4 @@ fn stages(record: &TraceRecord, part: Option<&TraceRecord>) -> Vec<CapturedStage
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn record(times: [u64; 7]) -> TraceRecord {
-        let mut words = [0; TRACE_WORDS];
-        words[7..14].copy_from_slice(&times);
-        TraceRecord::from_words(&words)
-    }
-
-    #[test]
-    fn a_ring_s_stages_lie_between_the_worker_s() {
-        let command = record([10, 11, 12, 12, 40, 41, 0]);
-        let part = record([20, 0, 0, 0, 35, 0, 0]);
-        let shown = |part| -> Vec<(CommandStage, i32, i32)> {
-            let nanos = |d: Option<prost_types::Duration>| d.unwrap().nanos;
-            let one = |s: CapturedStage| (s.stage(), nanos(s.start), nanos(s.duration));
-            stages(&command, part).into_iter().map(one).collect()
-        };
-        use CommandStage::{BackendQueue, Completion, Device, Fetch, Return, Translate};
-        let head = [(Fetch, 0, 1), (Translate, 1, 1)];
-        let lease = [&head[..], &[(Device, 2, 28), (Completion, 30, 1)]].concat();
-        assert_eq!(shown(None), lease);
-        let tail = [(BackendQueue, 2, 8), (Device, 10, 15), (Return, 25, 5), (Completion, 30, 1)];
-        assert_eq!(shown(Some(&part)), [&head[..], &tail].concat());
-    }
-}
+mod tests;

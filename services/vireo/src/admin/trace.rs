@@ -10,8 +10,8 @@ use clap::Subcommand;
 use std::process::ExitCode;
 use std::time::Duration;
 use vireo_api::v1::{
-    CaptureCommandsRequest, CapturedCommand, GetTracePolicyRequest, ListWorkersRequest,
-    TracePolicy, UpdateTracePolicyRequest,
+    CaptureCommandsRequest, CapturedCommand, CommandStage, GetTracePolicyRequest,
+    ListWorkersRequest, TracePolicy, UpdateTracePolicyRequest,
 };
 
 /// Of `vireo trace`.
@@ -153,7 +153,11 @@ fn line(command: &CapturedCommand) -> String {
     let time: String = time.chars().skip(11).take(14).collect();
     let stages = command.stages.iter().map(|stage| {
         let name = show::word(stage.stage().as_str_name()).replace('_', " ");
-        format!("{name} {:.1}", micros(stage.duration.as_ref()))
+        let requests = match (stage.stage(), command.requests) {
+            (CommandStage::Device, 2..) => format!(" in {} requests", command.requests),
+            _ => String::new(),
+        };
+        format!("{name} {:.1}{requests}", micros(stage.duration.as_ref()))
     });
     format!(
         "{time:<14} {:<18} {:>4} {:>5} {:>6} {:>14} {:>9} {:>7} {:>10.1}  {}\n",
@@ -176,15 +180,15 @@ fn micros(duration: Option<&prost_types::Duration>) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vireo_api::v1::{CapturedStage, CommandStage};
+    use vireo_api::v1::CapturedStage;
 
     #[test]
     fn a_command_is_a_line() {
         let nanos = |nanos| Some(prost_types::Duration { seconds: 0, nanos });
-        let stage = CapturedStage {
-            stage: CommandStage::BackendQueue.into(),
+        let stage = |stage: CommandStage, took| CapturedStage {
+            stage: stage.into(),
             start: nanos(0),
-            duration: nanos(1_500),
+            duration: nanos(took),
         };
         let command = CapturedCommand {
             fetch_time: Some(prost_types::Timestamp { seconds: 3_723, nanos: 45_000_000 }),
@@ -192,11 +196,17 @@ mod tests {
             status: 0x281,
             length_bytes: 4096,
             duration: nanos(12_300),
-            stages: vec![stage],
+            stages: vec![
+                stage(CommandStage::BackendQueue, 1_500),
+                stage(CommandStage::Device, 2_500),
+            ],
+            requests: 3,
             ..CapturedCommand::default()
         };
         let line = line(&command);
-        for part in ["01:02:03.045", "read", "4 KiB", "0x281", "12.3", "backend queue 1.5"] {
+        for part in
+            ["01:02:03.045", "read", "4 KiB", "0x281", "12.3", "backend queue 1.5, device 2.5 in 3"]
+        {
             assert!(line.contains(part), "{part} in {line}");
         }
         assert_eq!(policy_name("w0"), "workers/w0/tracePolicy");
