@@ -40,7 +40,7 @@ pub struct Troubles {
     pub deaths: bool,
     /// The client goes and another comes.
     pub disconnects: bool,
-    /// Limits come, change and go, and the controller is paused and goes on.
+    /// Limits come, change and go; the controller and the namespace are paused and go on.
     pub limits: bool,
     /// The device lies: writes are lost. No run may survive that.
     pub lies: bool,
@@ -261,7 +261,9 @@ impl Scenario {
     }
 
     fn read_zone(&mut self, slot: usize) {
-        self.world.get().set_paused(0, false);
+        if self.troubles.limits {
+            self.world.get().go_on(NSID);
+        }
         for _ in 0..50 {
             let read = self.host().read(NSID, Lba((slot * ZONE) as u64), ZONE as u32, BLOCK as u64);
             match read {
@@ -275,7 +277,7 @@ impl Scenario {
     /// Waits for everything in flight.
     fn settle(&mut self) {
         if self.troubles.limits {
-            self.world.get().set_paused(0, false);
+            self.world.get().go_on(NSID);
             self.world.get().limit_namespace(NSID, None);
             self.world.get().limit_controller(0, None);
         }

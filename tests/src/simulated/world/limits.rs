@@ -33,6 +33,19 @@ impl World {
         self.ends[index].function.set_paused(paused);
     }
 
+    /// Pauses a namespace.
+    pub fn pause_namespace(&mut self, nsid: Nsid) {
+        self.lock().pause_namespace(nsid).expect("a namespace");
+        self.changed(None);
+    }
+
+    /// Lets the first controller and a namespace go on.
+    pub fn go_on(&mut self, nsid: Nsid) {
+        self.set_paused(0, false);
+        self.lock().resume_namespace(nsid);
+        self.changed(None);
+    }
+
     fn tell_limits(&mut self) {
         let connected = self.ends.iter_mut().filter(|end| end.connected);
         connected.for_each(|end| end.function.limits_changed());

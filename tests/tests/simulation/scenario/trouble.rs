@@ -13,8 +13,9 @@ impl Scenario {
             9 if deaths => self.kill_worker(),
             10 if disconnects => self.leave(),
             11..20 if limits => self.limit(),
-            20..24 if limits => self.pause(),
-            24..28 if limits => self.world.get().set_paused(0, false),
+            20..22 if limits => self.pause(),
+            22..25 if limits => self.pause_namespace(),
+            25..28 if limits => self.world.get().go_on(NSID),
             _ => {}
         }
     }
@@ -120,6 +121,20 @@ impl Scenario {
             let late = self.host().poll(queue);
             assert!(late.is_none(), "a paused controller completes {late:?}");
         }
+    }
+
+    /// Pauses the namespace: once it is still, none of its commands completes.
+    fn pause_namespace(&mut self) {
+        self.world.get().pause_namespace(NSID);
+        self.world.get().run_until("a paused namespace is still", |world| {
+            world.function(0).is_namespace_still(NSID).then_some(())
+        });
+        self.take();
+        let before = self.flights.len();
+        (0..100).for_each(|_| self.step());
+        self.take();
+        // One whose memory is gone ends at once.
+        assert!(self.troubles.unmaps || self.flights.len() == before, "a paused namespace works");
     }
 
     /// After a reset the device changes no more: two looks are the same.
