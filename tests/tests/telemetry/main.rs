@@ -10,3 +10,4 @@ mod metrics;
 mod page;
 mod pushed;
 mod traces;
+mod waits;
