@@ -338,7 +338,7 @@ impl Controller {
         let line = Limits::line_of(usize::from(flight.namespace));
         let limited = self.limits.own.is_limited() || self.limits.space(line).is_limited();
         let waits = self.limits.lines.get(line).is_some_and(|line| line.len > 0);
-        if !waits && !(self.limits.any && limited) {
+        if !(waits || self.limits.any && limited) {
             return false;
         }
         self.trace_held_back(slot);
