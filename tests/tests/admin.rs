@@ -102,6 +102,21 @@ fn what_is_exported_can_be_applied() {
     ok(&target, &["apply", "-f", file]);
     assert_eq!(ok(&target, &["export"]), document);
 
+    // On an empty target all of it is what it was: to hosts, by UUID and NQN, and to OPI's clients, by their names.
+    let named = document.replace("  volume: volumes/a\n", "  volume: volumes/a\n  opi_id: disk\n");
+    let other = Target::start(&one_memory_namespace(&["vm0"]));
+    let run_dir = |target: &Target| target.site().run_dir().display().to_string();
+    let moved = named.replace(&run_dir(&target), &run_dir(&other));
+    assert!(moved.contains("uuid: ") && moved.contains("opi_id: disk"), "{moved}");
+    let elsewhere = other.site().directory().join("export.yaml");
+    std::fs::write(&elsewhere, &moved).expect("write");
+    let elsewhere = elsewhere.to_str().expect("UTF-8");
+    assert_eq!(ok(&other, &["apply", "-f", elsewhere]).lines().count(), 4);
+    let parsed = |text: &str| -> Value { serde_yaml_ng::from_str(text).expect("YAML") };
+    assert_eq!(parsed(&ok(&other, &["export"])), parsed(&moved));
+    assert_eq!(ok(&other, &["apply", "-f", elsewhere]), "nothing to change\n");
+    drop(other);
+
     let changed = document.replace("SHADOW", "MAPPED");
     std::fs::write(file, changed).expect("write");
     let line = refused_after(&target, &["apply", "-f", file]);

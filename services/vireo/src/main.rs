@@ -195,8 +195,8 @@ async fn reload(host: &Host) -> anyhow::Result<ExitCode> {
 fn absent(error: ControlError) -> anyhow::Error {
     let error = anyhow::Error::new(error);
     anyhow!(
-        "{error:#}: is Vireo running (`vireo up`, or vireo.target)? `--runtime-dir` or `--config` \
-         say where"
+        "{error:#}: is Vireo running? `vireo up` or vireo.target starts it; `--runtime-dir` or \
+         `--config` say where it is"
     )
 }
 

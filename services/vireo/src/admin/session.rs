@@ -94,8 +94,8 @@ fn unreachable(socket: &Path) -> anyhow::Error {
     }
     match std::os::unix::net::UnixStream::connect(socket).map_err(|error| error.kind()) {
         Err(std::io::ErrorKind::NotFound) => anyhow!(
-            "no manager at {path}: is Vireo running (`vireo up`, or vireo.target)? `--api`, \
-             `--runtime-dir` or `--config` say where"
+            "no manager at {path}: is Vireo running? `vireo up` or vireo.target starts it; `--api`, \
+             `--runtime-dir` or `--config` say where it is"
         ),
         Err(std::io::ErrorKind::PermissionDenied) => {
             anyhow!(

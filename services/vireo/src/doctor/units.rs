@@ -39,8 +39,9 @@ pub fn setting(machine: &Machine, unit: &str, key: &str) -> Option<String> {
         });
         for file in [format!("{directory}/{template}")].into_iter().chain(drop_ins) {
             let text = machine.text(&file).unwrap_or_default();
-            let said = text.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('='));
-            found = said.last().map(|value| value.trim().to_owned()).or(found);
+            let mut said =
+                text.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+            found = said.next_back().map(|value| value.trim().to_owned()).or(found);
         }
     }
     found
