@@ -50,9 +50,9 @@ pub struct VfioUser {
     msix: AtomicBool,
     severed: AtomicBool,
     path: PathBuf,
-}
     /// Longest wait for a register. What a device may have to be drained for waits no shorter than [`DEFAULT_TIMEOUT`].
     answer: Duration,
+}
 
 /// The doorbells' area, mapped.
 struct Mapping {
@@ -119,8 +119,8 @@ impl VfioUser {
             msix: AtomicBool::new(false),
             severed: AtomicBool::new(false),
             path: path.to_path_buf(),
-        })
             answer: answer.max(REGISTER_TIMEOUT),
+        })
     }
 
     fn client(&self) -> Result<MutexGuard<'_, Client>, TransportError> {
