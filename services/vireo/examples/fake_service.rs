@@ -56,7 +56,7 @@ async fn main() -> ExitCode {
         event.signal().unwrap();
     }
     store.put(&FdName::new("lives", 1).unwrap(), event.as_fd(), false).unwrap();
-    store.barrier(Duration::from_secs(5)).unwrap();
+    store.barrier(Duration::from_secs(60)).unwrap();
     if wish("fake-slow") {
         service::ready::status("waits for ever");
     } else {

@@ -152,13 +152,13 @@ mod tests {
         };
         let timeout = Duration::from_millis(50);
         let failure = within("vfio-user:/x", timeout, "--timeout", hang).unwrap_err();
-        assert!(started.elapsed() < Duration::from_secs(5));
+        assert!(started.elapsed() < Duration::from_secs(60));
         assert!(failure.text.contains("vfio-user:/x") && failure.text.contains("--timeout 400ms"));
     }
 
     #[test]
     fn what_ends_in_time_is_handed_on() {
-        let timeout = Duration::from_secs(5);
+        let timeout = Duration::from_secs(60);
         assert_eq!(within("x", timeout, "--timeout", || Ok(7)), Ok(7));
         let failed = within("x", timeout, "--timeout", || Err::<(), _>(Failure::usage("no")));
         assert_eq!(failed, Err(Failure::usage("no")));

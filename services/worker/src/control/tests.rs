@@ -5,7 +5,7 @@ use crate::reactor::Reactor;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// How long anything may take before a test gives up.
-pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A control thread's state, and its reactor, which nobody polls.
 pub(super) fn control() -> (Arc<Control>, Reactor<Monotonic, EventNotifier>) {
