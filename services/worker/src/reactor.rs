@@ -8,6 +8,7 @@ use crate::controller::{Change, Controller, Garbage, Request};
 use crate::notify::Notifier;
 use crate::tracer::Tracer;
 use ipc::event::EventFd;
+use nix::poll::PollFd;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -205,6 +206,11 @@ impl<C: Clock, N: Notifier> Reactor<C, N> {
             served.controller.woken();
             served.idle = 0;
         }
+    }
+
+    /// Adds what wakes this thread besides its kick, after [`Self::prepare_sleep`]: nothing, unless devices do.
+    pub fn events<'a>(&'a self, into: &mut Vec<PollFd<'a>>) {
+        self.controllers.iter().for_each(|served| served.controller.events(into));
     }
 
     /// Whether a guest rings where only polling sees it, so that sleep is bounded.

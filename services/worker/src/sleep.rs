@@ -143,18 +143,30 @@ pub fn run_timed<C: Clock, N: Notifier>(
         };
         if reactor.prepare_sleep() {
             times.sleeping();
-            wait(kick, bound);
+            wait(reactor, kick, bound);
             reactor.woken();
             times.slept(reactor.now(), bound.is_some());
         }
     }
 }
 
-/// Waits until the kick is signalled or the time is over.
-fn wait(kick: &EventFd, bound: Option<Duration>) {
-    let mut fds = [PollFd::new(kick.as_fd(), PollFlags::POLLIN)];
+/// Waits until the kick or the event of a device is signalled, or the time is over.
+fn wait<C: Clock, N: Notifier>(reactor: &Reactor<C, N>, kick: &EventFd, bound: Option<Duration>) {
+    let kicked = PollFd::new(kick.as_fd(), PollFlags::POLLIN);
+    let mut devices = Vec::new();
+    reactor.events(&mut devices);
+    let mut alone = [kicked.clone()];
+    let fds = match devices.is_empty() {
+        true => &mut alone[..],
+        false => {
+            devices.push(kicked);
+            &mut devices[..]
+        }
+    };
     // Interrupted or failed: the next poll looks at everything anyway.
-    if ppoll(&mut fds, bound.map(TimeSpec::from_duration), None).is_ok_and(|ready| ready > 0) {
+    let ready = ppoll(fds, bound.map(TimeSpec::from_duration), None).is_ok_and(|ready| ready > 0);
+    // It is the last one.
+    if ready && fds.last().and_then(PollFd::any).unwrap_or(true) {
         kick.drain().ok();
     }
 }

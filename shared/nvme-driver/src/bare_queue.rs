@@ -13,7 +13,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use ipc::event::EventFd;
+use ipc::event::{EventError, EventFd};
 use ipc::guest_memory::Region;
 use nvme_spec::ids::InterruptVector;
 use nvme_spec::register::DoorbellKind;
@@ -36,6 +36,8 @@ pub struct BareQueue {
     depth: u16,
     vector: Option<InterruptVector>,
     event: Option<EventFd>,
+    /// The vector is nobody else's, and signals only while that is asked for.
+    own_vector: bool,
     sq: SubmissionRing,
     cq: CompletionRing,
     sq_bell: Bell,
@@ -65,15 +67,23 @@ impl Controller {
     /// # Errors
     /// [`Error::NoQueue`] if all that were granted are in use, others as the controller answers.
     pub fn bare_queue(&self, options: &QueueOptions) -> Result<BareQueue, Error> {
-        BareQueue::create(&self.inner, options, 0)
+        BareQueue::create(&self.inner, options, None)
     }
 
-    /// The same with `room` bytes more in the queues' memory, for whoever it is lent to ([`BareQueue::lease`]).
+    /// The same with `room` bytes more in the queues' memory, for whoever it is lent to ([`BareQueue::lease`]). If
+    /// interrupts are asked for and there are enough vectors for all queues, it has an event of its own, which is not
+    /// signalled until [`BareQueue::set_interrupting`] says so; otherwise it has none.
     ///
     /// # Errors
     /// As [`bare_queue`](Self::bare_queue).
     pub fn lendable_queue(&self, options: &QueueOptions, room: usize) -> Result<BareQueue, Error> {
-        BareQueue::create(&self.inner, options, room)
+        BareQueue::create(&self.inner, options, Some(room))
+    }
+
+    /// Whether interrupts were asked for when the controller was connected to.
+    #[must_use]
+    pub fn wants_interrupts(&self) -> bool {
+        self.inner.options.interrupts
     }
 
     /// Registers memory that is mapped already, such as a guest's, whole and in one window of the controller's address
@@ -107,7 +117,11 @@ impl Controller {
 }
 
 impl BareQueue {
-    fn create(inner: &Arc<Inner>, options: &QueueOptions, room: usize) -> Result<Self, Error> {
+    fn create(
+        inner: &Arc<Inner>,
+        options: &QueueOptions,
+        room: Option<usize>,
+    ) -> Result<Self, Error> {
         // Before the queues: a reset that comes in between is noticed.
         let generation = inner.generation();
         if inner.is_gone() {
@@ -123,7 +137,7 @@ impl BareQueue {
         let cq_bytes = (cq_size as usize * size_of::<Completion>()).next_multiple_of(page);
         let lists_at = cq_at + cq_bytes;
         let room_at = lists_at + usize::from(depth) * page;
-        let memory = Registered::allocate(&inner.domain, room_at + room)?;
+        let memory = Registered::allocate(&inner.domain, room_at + room.unwrap_or(0))?;
         let rings = (
             SubmissionRing::new(&memory, 0, sq_size),
             CompletionRing::new(&memory, cq_at, cq_size),
@@ -132,21 +146,27 @@ impl BareQueue {
             return Err(Error::Argument { what: "the queues do not fit their memory" });
         };
         let qid = inner.take_queue_id()?;
-        let vector = inner.vector(qid).filter(|_| options.interrupt);
-        let event = vector.map(|(_, event)| event.try_clone()).transpose();
-        let event = event.map_err(|_| Error::Argument { what: "no descriptor for an interrupt" });
-        let vector = vector.map(|(vector, _)| vector);
-        let created = event.and_then(|event| {
-            inner.create_queues(qid, &sq, &cq, vector)?;
-            Ok(event)
-        });
-        let event = created.inspect_err(|_| inner.give_queue_id_back(qid))?;
+        let interrupts = match (options.interrupt, room) {
+            (false, _) => Ok(None),
+            (true, None) => shared_vector(inner, qid),
+            (true, Some(_)) => quiet_vector(inner, qid),
+        };
+        let interrupts = interrupts.inspect_err(|_| inner.give_queue_id_back(qid))?;
+        let (vector, event) = interrupts.unzip();
+        let own_vector = vector.is_some() && room.is_some();
+        inner.create_queues(qid, &sq, &cq, vector).inspect_err(|_| {
+            let vector = vector.filter(|_| own_vector);
+            if vector.is_none_or(|vector| inner.restore_vector(vector).is_ok()) {
+                inner.give_queue_id_back(qid);
+            }
+        })?;
         Ok(Self {
             home: Home::Own { inner: Arc::clone(inner), generation, deleted: false },
             qid,
             depth,
             vector,
             event,
+            own_vector,
             sq,
             cq,
             sq_bell: inner.bell(qid, DoorbellKind::SubmissionTail),
@@ -194,6 +214,20 @@ impl BareQueue {
     #[must_use]
     pub fn event(&self) -> Option<&EventFd> {
         self.event.as_ref()
+    }
+
+    /// Has completions signal [`event`](Self::event) from now on, or nobody, which costs the controller's side nothing. Of
+    /// a queue pair that was made to be lent, by its lender. Waits for the target.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if it has no event of its own, others as the target answers; nothing has changed then.
+    pub fn set_interrupting(&mut self, on: bool) -> Result<(), Error> {
+        match (&self.home, self.vector, &self.event) {
+            (Home::Own { inner, .. }, Some(vector), Some(event)) if self.own_vector => {
+                Ok(inner.transport.set_vector(vector.0, on.then_some(event))?)
+            }
+            _ => Err(Error::Argument { what: "the queue pair has no vector to itself" }),
+        }
     }
 
     /// Takes a command with its identifier, which no outstanding one has, and the pages of its data as PRP entries: the
@@ -334,11 +368,39 @@ impl BareQueue {
     }
 }
 
+/// The vector of a queue, which may be others', too, and its event.
+fn shared_vector(inner: &Inner, qid: QueueId) -> Result<Option<(InterruptVector, EventFd)>, Error> {
+    let Some((vector, event)) = inner.vector(qid) else { return Ok(None) };
+    Ok(Some((vector, event.try_clone().map_err(no_event)?)))
+}
+
+/// A vector of the queue's own, if there is one, and an event that nobody else has or gets; not connected yet.
+fn quiet_vector(inner: &Inner, qid: QueueId) -> Result<Option<(InterruptVector, EventFd)>, Error> {
+    let Some(vector) = inner.own_vector(qid) else { return Ok(None) };
+    let event = EventFd::create().map_err(no_event)?;
+    match inner.transport.set_vector(vector.0, None) {
+        Ok(()) => Ok(Some((vector, event))),
+        Err(error) => {
+            tracing::debug!(controller = %inner.address, %qid, %error, "no interrupts to be switched");
+            Ok(None)
+        }
+    }
+}
+
+fn no_event(_: EventError) -> Error {
+    Error::Argument { what: "no descriptor for an interrupt" }
+}
+
 impl Drop for BareQueue {
     fn drop(&mut self) {
         let deleted = self.delete();
         let Home::Own { inner, .. } = &self.home else { return };
-        match deleted {
+        // Whoever has the identifier next may share the event of the controller's.
+        let restored = || match self.vector.filter(|_| self.own_vector) {
+            Some(vector) => inner.restore_vector(vector),
+            None => Ok(()),
+        };
+        match deleted.and_then(|()| restored()) {
             Ok(()) => inner.give_queue_id_back(self.qid),
             // Its identifier is not used again before the next reset.
             Err(error) => {

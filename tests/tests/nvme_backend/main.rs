@@ -2,6 +2,7 @@
 //! top and the device below are those of drives under VFIO, too, which `guest/drives.sh` runs in a guest. Workers have
 //! queue pairs of the drive, unless a test says that they have none.
 
+mod interrupts;
 mod lease;
 mod volumes;
 

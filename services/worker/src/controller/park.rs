@@ -5,6 +5,7 @@ use crate::doorbells::{Doorbells, store_event_index};
 use crate::queue_pair::State;
 use bdev::channel::Channel;
 use ipc::layout::controller::ControllerState;
+use nix::poll::{PollFd, PollFlags};
 use std::sync::atomic::{Ordering, fence};
 
 /// Waiting commands that are looked at before sleep.
@@ -30,6 +31,14 @@ impl Controller {
         // between its doorbell and its look at the event index.
         fence(Ordering::SeqCst);
         self.has_nothing_to_do()
+    }
+
+    /// What wakes this thread besides its kick, while it sleeps: events of devices.
+    pub(crate) fn events<'a>(&'a self, into: &mut Vec<PollFd<'a>>) {
+        into.extend(self.namespaces.open().iter().filter_map(|&row| {
+            let channel = self.namespaces.get(usize::from(row))?.channel.as_ref()?;
+            Some(PollFd::new(Channel::event(channel.as_ref())?, PollFlags::POLLIN))
+        }));
     }
 
     /// After sleep: nobody needs to wake this thread.

@@ -9,10 +9,15 @@
 //! When the backend dies, the drive goes on with what it has until a successor resets it. So requests do not end then,
 //! but when the drive completes them, or when a successor has the drive. The queue pair is let go of after two seconds: the
 //! kernel keeps a device from the successor as long as its doorbells are mapped.
+//!
+//! A thread that has nothing else to do polls for a while, then sleeps until the drive interrupts it ([`interrupts`]); with
+//! a drive that does not, it polls as long as commands are outstanding.
 
+mod interrupts;
 #[cfg(test)]
 mod tests;
 
+use self::interrupts::Interrupts;
 use super::control::{Ask, Attachment, Told};
 use super::engine::Engine;
 use super::gate;
@@ -26,7 +31,7 @@ use ipc::guest_memory::{Region, RegionTable};
 use ipc::layout::drive_lease::{DriveLeaseLayout, lease_state};
 use ipc::segment::Segment;
 use nvme_driver::{BareQueue, QueueLease};
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
@@ -40,6 +45,7 @@ const LOOK: u64 = 1_000_000;
 pub struct DriveLease {
     segment: Arc<Segment<DriveLeaseLayout>>,
     found: Attachment,
+    interrupts: Option<Interrupts>,
 }
 
 /// Looks at a lease from another thread.
@@ -49,6 +55,8 @@ pub struct LeaseWatch(Arc<Segment<DriveLeaseLayout>>);
 /// A leased queue pair as a channel.
 pub struct LeasedDrive {
     engine: Engine,
+    /// `None`: the drive does not interrupt this one.
+    interrupts: Option<Interrupts>,
     ring: RingChannel,
     segment: Arc<Segment<DriveLeaseLayout>>,
     geometry: Geometry,
@@ -73,7 +81,8 @@ enum Backend {
 }
 
 impl DriveLease {
-    /// Maps what was handed over: the segment, the queues' memory, the doorbells, and shadow doorbells if it says so.
+    /// Maps what was handed over: the segment, the queues' memory, the doorbells, and if it says so, shadow doorbells and
+    /// an event.
     ///
     /// # Errors
     /// [`ErrorKind::Invalid`] if something is missing, contradicts itself or cannot be mapped.
@@ -89,11 +98,13 @@ impl DriveLease {
         let terms = Terms::read(&segment.terms)?;
         let memory = fds.next().ok_or_else(missing)?;
         let doorbells = fds.next().ok_or_else(missing)?;
-        let shadow = match terms.shadow {
-            true => Some(fds.next().ok_or_else(missing)?),
-            false => None,
+        let mut next_if = |there: bool| match there {
+            true => fds.next().ok_or_else(missing).map(Some),
+            false => Ok(None),
         };
-        let queue = BareQueue::lent(QueueLease { terms: terms.queue, memory, doorbells, shadow });
+        let (shadow, event) = (next_if(terms.shadow)?, next_if(terms.event)?);
+        let lease = QueueLease { terms: terms.queue, memory, doorbells, shadow, event };
+        let queue = BareQueue::lent(lease);
         let queue = queue.map_err(|error| wrong("map a leased queue pair", Box::new(error)))?;
         let page = terms.drive.page as usize;
         let room = || {
@@ -103,8 +114,9 @@ impl DriveLease {
         };
         let (zeroes, buffers) =
             room().ok_or_else(|| Error::new(ErrorKind::Invalid, "a lease without its room"))?;
+        let interrupts = queue.event().map(Interrupts::new).transpose()?;
         let found = Attachment { drive: terms.drive, queue, buffers, zeroes };
-        Ok(Self { segment: Arc::new(segment), found })
+        Ok(Self { segment: Arc::new(segment), found, interrupts })
     }
 }
 
@@ -119,10 +131,11 @@ impl LeaseWatch {
 impl LeasedDrive {
     /// The channel of a lease, with the ring that came with it.
     pub fn new(lease: DriveLease, ring: RingChannel, geometry: Geometry) -> Self {
-        let DriveLease { segment, found } = lease;
+        let DriveLease { segment, found, interrupts } = lease;
         let geometry = Geometry { size: geometry.size.min(found.drive.size), ..geometry };
         Self {
             engine: Engine::new(found),
+            interrupts,
             ring,
             segment,
             geometry,
@@ -328,6 +341,11 @@ impl Channel for LeasedDrive {
             true => self.engine.submit(request, memory, now),
             false => self.ring.submit(request, memory, now),
         };
+        if submitted == Submitted::Pending
+            && let Some(interrupts) = &mut self.interrupts
+        {
+            interrupts.submitted(self.now);
+        }
         self.tell();
         submitted
     }
@@ -347,7 +365,13 @@ impl Channel for LeasedDrive {
         if self.ring.outstanding() > 0 {
             ended += self.ring.poll(now, complete);
         }
-        ended += self.engine.poll(now, complete);
+        let completed = self.engine.poll(now, complete);
+        if completed > 0
+            && let Some(interrupts) = &mut self.interrupts
+        {
+            interrupts.completed(self.now);
+        }
+        ended += completed;
         if !self.engine.outbox.is_empty() {
             self.run_errands();
         }
@@ -364,23 +388,43 @@ impl Channel for LeasedDrive {
     }
 
     fn deadline(&self) -> Option<u64> {
-        if self.engine.sent() > 0 {
-            return Some(0);
-        }
-        match self.engine.outstanding() {
-            0 => None,
-            _ => self.engine.deadline().or(Some(self.now.saturating_add(LOOK))),
+        let look = self.now.saturating_add(LOOK);
+        match (&self.interrupts, self.engine.sent()) {
+            (_, 0) if self.engine.outstanding() == 0 => None,
+            (_, 0) => self.engine.deadline().or(Some(look)),
+            (None, _) => Some(0),
+            // Whoever would switch them on is dead.
+            (Some(_), _) if self.backend != Backend::Alive => Some(look),
+            (Some(interrupts), _) => {
+                self.engine.deadline().into_iter().chain([interrupts.deadline(self.now)]).min()
+            }
         }
     }
 
     fn park(&mut self) -> bool {
         self.publish();
         self.engine.acknowledge();
-        self.ring.park() && !self.engine.queue().is_some_and(BareQueue::has_completion)
+        let Self { engine, interrupts, segment, .. } = self;
+        let parked = match interrupts {
+            Some(interrupts) if engine.sent() > 0 => {
+                // Relaxed: a word that comes later is found at the end of the sleep.
+                interrupts.park(segment)
+                    && segment.lender.state.load(Ordering::Relaxed) == self.word
+            }
+            _ => true,
+        };
+        parked && self.ring.park() && !self.engine.queue().is_some_and(BareQueue::has_completion)
     }
 
     fn unpark(&mut self) {
+        if let Some(interrupts) = &mut self.interrupts {
+            interrupts.unpark(&self.segment);
+        }
         self.ring.unpark();
+    }
+
+    fn event(&self) -> Option<BorrowedFd<'_>> {
+        self.interrupts.as_ref()?.event()
     }
 
     fn forget(&mut self, region: &Arc<Region>) {

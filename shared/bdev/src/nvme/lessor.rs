@@ -4,6 +4,9 @@
 //! A queue's identifier is not used again as long as a worker that had it might still ring its doorbell: until it said
 //! that it does not, or its process is dead.
 
+mod alarm;
+
+use self::alarm::Alarm;
 use super::drive::{Drive, refused};
 use super::terms::Terms;
 use crate::error::{Error, ErrorKind};
@@ -27,7 +30,8 @@ const BUFFER: usize = 128 << 10;
 /// A lease to be handed over: its descriptors, in the order in which [`super::DriveLease::open`] takes them.
 #[derive(Debug)]
 pub struct LeaseOffer {
-    /// The descriptors.
+    /// The segment, the queues' memory, the doorbells; then, if the segment says so, the shadow doorbells and the event of
+    /// its interrupts.
     pub fds: Vec<OwnedFd>,
 }
 
@@ -37,6 +41,8 @@ pub(super) struct Lessor {
     leases: Vec<Lease>,
     /// Queue pairs that are deleted, and whose identifiers are not free yet.
     graves: Vec<Lease>,
+    /// It was said that there are not vectors enough.
+    said: bool,
 }
 
 struct Lease {
@@ -46,6 +52,7 @@ struct Lease {
     /// The worker's process.
     holder: i32,
     word: u32,
+    alarm: Alarm,
 }
 
 /// What a look at the leases finds.
@@ -78,8 +85,17 @@ impl Lessor {
         let len = usize::try_from(drive.data_max).map_or(BUFFER, |most| most.min(BUFFER));
         let len = len & !(drive.block() as usize - 1);
         let room = drive.page as usize + BUFFERS * len;
-        let options = QueueOptions { depth: DEPTH, interrupt: false };
+        let interrupt = controller.wants_interrupts();
+        let options = QueueOptions { depth: DEPTH, interrupt };
         let queue = controller.lendable_queue(&options, room).map_err(failed)?;
+        if interrupt && queue.event().is_none() && !std::mem::replace(&mut self.said, true) {
+            let (drive, vectors) = (controller.address(), controller.vectors());
+            tracing::warn!(
+                drive,
+                vectors,
+                "a worker's queue pair has no interrupt vector to itself: it is polled while commands are outstanding"
+            );
+        }
         let lease = queue.lease().map_err(failed)?;
         let segment = Segment::<DriveLeaseLayout>::create("drive-lease", u128::from(id));
         let segment = segment.map_err(|source| Error {
@@ -87,16 +103,22 @@ impl Lessor {
             what: "make a lease segment".to_owned(),
             source: Some(Box::new(source)),
         })?;
-        let shadow = lease.shadow.is_some();
-        let terms =
-            Terms { queue: lease.terms, drive: *drive, shadow, buffers: BUFFERS, buffer_len: len };
+        let terms = Terms {
+            queue: lease.terms,
+            drive: *drive,
+            shadow: lease.shadow.is_some(),
+            event: lease.event.is_some(),
+            buffers: BUFFERS,
+            buffer_len: len,
+        };
         terms.write(&segment.terms);
         let fd = segment.fd().try_clone_to_owned();
         let fd = fd.map_err(|error| Error::io("dup a lease segment", error))?;
-        let fds = [fd, lease.memory, lease.doorbells].into_iter().chain(lease.shadow).collect();
+        let always = [fd, lease.memory, lease.doorbells];
+        let fds = always.into_iter().chain(lease.shadow).chain(lease.event).collect();
         let segment = Arc::new(segment);
-        let word = lease_state::UP;
-        self.leases.push(Lease { id, queue, segment: Arc::clone(&segment), holder, word });
+        let (word, alarm) = (lease_state::UP, Alarm::new(queue.event().is_some()));
+        self.leases.push(Lease { id, queue, segment: Arc::clone(&segment), holder, word, alarm });
         Ok((segment, LeaseOffer { fds }))
     }
 
@@ -148,6 +170,7 @@ impl Lessor {
             }
             found.hang |= holder.hang.swap(0, Ordering::Relaxed) != 0;
             if !lease.queue.is_stale() {
+                lease.alarm.look(&lease.segment, |on| lease.queue.set_interrupting(on));
                 continue;
             }
             if lease.word & lease_state::MASK == lease_state::UP {

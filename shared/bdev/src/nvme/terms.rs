@@ -21,6 +21,8 @@ pub(super) struct Terms {
     pub drive: Drive,
     /// A descriptor of shadow doorbells goes along.
     pub shadow: bool,
+    /// A descriptor of an event goes along.
+    pub event: bool,
     /// Buffers behind the page of zeroes, and the bytes of each.
     pub buffers: usize,
     pub buffer_len: usize,
@@ -29,7 +31,7 @@ pub(super) struct Terms {
 impl Terms {
     /// Writes them down. Relaxed: the descriptor is handed over after this, by a system call.
     pub fn write(&self, to: &DriveTerms) {
-        let Self { queue, drive, shadow, buffers, buffer_len } = self;
+        let Self { queue, drive, shadow, event, buffers, buffer_len } = self;
         let set = |word: &AtomicU64, value: u64| word.store(value, Ordering::Relaxed);
         set(&to.qid, queue.qid.0.into());
         set(&to.depth, queue.depth.into());
@@ -62,6 +64,7 @@ impl Terms {
             (drive.volatile_cache, drive_flags::VOLATILE_CACHE),
             (queue.doorbells.device, drive_flags::DEVICE_DOORBELLS),
             (*shadow, drive_flags::SHADOW),
+            (*event, drive_flags::EVENT),
         ];
         let flags = flags.iter().filter(|(there, _)| *there).map(|(_, flag)| flag);
         set(&to.flags, flags.fold(0, |all, flag| all | flag));
@@ -133,8 +136,8 @@ impl Terms {
             delays: std::array::from_fn(|crd| get(&from.delays[crd])),
         };
         let (buffers, buffer_len) = (buffers as usize, buffer_len as usize);
-        let shadow = flag(drive_flags::SHADOW);
-        Ok(Self { queue, drive, shadow, buffers, buffer_len })
+        let (shadow, event) = (flag(drive_flags::SHADOW), flag(drive_flags::EVENT));
+        Ok(Self { queue, drive, shadow, event, buffers, buffer_len })
     }
 }
 
@@ -175,6 +178,7 @@ mod tests {
                 delays: [0, 1, 2, 3],
             },
             shadow: true,
+            event: true,
             buffers: 4,
             buffer_len: 128 << 10,
         }

@@ -86,6 +86,8 @@ pub mod drive_flags {
     pub const DEVICE_DOORBELLS: u64 = 16;
     /// A descriptor of shadow doorbells goes along.
     pub const SHADOW: u64 = 32;
+    /// A descriptor of an event goes along, which completions signal while [`super::LenderWords::interrupts`] says so.
+    pub const EVENT: u64 = 64;
 }
 
 /// What the backend says.
@@ -95,6 +97,8 @@ pub struct LenderWords {
     pub state: AtomicU32,
     /// Not 0: something must not be disturbed by writes of the holder, which go by the ring meanwhile.
     pub exclusive: AtomicU32,
+    /// Not 0: completions signal the lease's event.
+    pub interrupts: AtomicU32,
 }
 
 /// Low two bits of [`LenderWords::state`].
@@ -125,6 +129,9 @@ pub struct HolderWords {
     pub abort: AtomicU32,
     /// Not 0: commands are not answered though aborted; the backend sets it to 0 again.
     pub hang: AtomicU32,
+    /// How often it slept while commands were outstanding, times 2, and 1 more while it does: whoever sleeps wants
+    /// interrupts, whom nobody listens to otherwise.
+    pub sleeps: AtomicU32,
 }
 
 /// Where a region is in the drive's address space.
@@ -147,7 +154,7 @@ pub mod region_place {
 // SAFETY: repr(C), header first, atomics alone in every nested structure.
 unsafe impl Layout for DriveLeaseLayout {
     const KIND: u32 = u32::from_le_bytes(*b"DRVL");
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     fn header(&self) -> &SegmentHeader {
         &self.header
     }

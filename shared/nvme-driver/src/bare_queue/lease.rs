@@ -6,11 +6,12 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use ipc::event::EventFd;
 use ipc::guest_memory::{Access, Region, RegionPolicy};
 use nvme_spec::QueueId;
 use nvme_spec::register::{DoorbellKind, doorbell_offset};
 
-use super::{BareQueue, Home};
+use super::{BareQueue, Home, no_event};
 use crate::doorbell::{Bell, DoorbellArea, DoorbellMemory, Handed};
 use crate::error::Error;
 use crate::memory::{DmaBuffer, Registered};
@@ -55,6 +56,9 @@ pub struct QueueLease {
     pub doorbells: OwnedFd,
     /// Shadow doorbells and event indexes, if the controller was told of some.
     pub shadow: Option<OwnedFd>,
+    /// The event of its interrupts, if it has a vector to itself. Signalled while the lender says so
+    /// ([`BareQueue::set_interrupting`]).
+    pub event: Option<OwnedFd>,
 }
 
 impl BareQueue {
@@ -92,6 +96,10 @@ impl BareQueue {
             memory: duplicate(&self.memory)?,
             doorbells: doorbells.fd,
             shadow: inner.shadow.as_ref().map(duplicate).transpose()?,
+            event: match self.event.as_ref().filter(|_| self.own_vector) {
+                Some(event) => Some(event.try_clone().map_err(no_event)?.into_fd()),
+                None => None,
+            },
         })
     }
 
@@ -100,7 +108,7 @@ impl BareQueue {
     /// # Errors
     /// [`Error::Memory`] or [`Error::Argument`] for a lease that contradicts itself or cannot be mapped.
     pub fn lent(lease: QueueLease) -> Result<Self, Error> {
-        let QueueLease { terms, memory, doorbells, shadow } = lease;
+        let QueueLease { terms, memory, doorbells, shadow, event } = lease;
         let wrong = |what| Error::Argument { what };
         let size = |bytes: u64| usize::try_from(bytes).map_err(|_| wrong("an offset past memory"));
         if !PAGE_SHIFTS.contains(&terms.page_shift) || terms.depth == 0 {
@@ -128,6 +136,8 @@ impl BareQueue {
             None => None,
         };
         let shadow = shadow.map(|region| Registered::lent(region, 0));
+        let event = event.map(EventFd::from_client).transpose();
+        let event = event.map_err(|_| wrong("an event that is none"))?;
         let bell = |kind| {
             let offset = doorbell_offset(terms.dstrd, terms.qid, kind);
             let bell = Bell::new(bells.doorbell(offset)?);
@@ -145,7 +155,8 @@ impl BareQueue {
             qid: terms.qid,
             depth: terms.depth,
             vector: None,
-            event: None,
+            event,
+            own_vector: false,
             sq,
             cq,
             sq_bell,

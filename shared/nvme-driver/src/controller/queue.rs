@@ -113,6 +113,21 @@ impl Inner {
         Some((InterruptVector(index as u16), &self.vectors[index]))
     }
 
+    /// The vector of a queue that has one to itself: there are such if each queue can have one, and the admin queue.
+    pub(crate) fn own_vector(&self, qid: QueueId) -> Option<InterruptVector> {
+        (self.vectors.len() > usize::from(self.granted())).then_some(InterruptVector(qid.0))
+    }
+
+    /// Gives a vector the event again that it has unless somebody took it for himself.
+    pub(crate) fn restore_vector(&self, vector: InterruptVector) -> Result<(), Error> {
+        match self.vectors.get(usize::from(vector.0)) {
+            Some(event) if !self.is_gone() => {
+                Ok(self.transport.set_vector(vector.0, Some(event))?)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Creates the completion queue, then the submission queue.
     pub(crate) fn create_queues(
         &self,

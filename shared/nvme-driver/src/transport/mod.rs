@@ -127,6 +127,17 @@ pub trait Transport: fmt::Debug + Send + Sync {
     /// [`TransportError`].
     fn set_vectors(&self, events: &[EventFd]) -> Result<(), TransportError>;
 
+    /// Gives one of the vectors that [`set_vectors`](Transport::set_vectors) gave events another one, or none: then it
+    /// signals nobody.
+    ///
+    /// # Errors
+    /// [`TransportError`], also if this transport sets vectors only all at a time. The vector is as it was.
+    fn set_vector(&self, vector: u16, event: Option<&EventFd>) -> Result<(), TransportError> {
+        let what = if event.is_some() { "given" } else { "taken" };
+        let found = format!("vectors of which {vector} is not {what} an event by itself");
+        Err(TransportError::Unfit { found, needed: "nothing of the kind" })
+    }
+
     /// Resets the device as a function level reset does.
     ///
     /// # Errors

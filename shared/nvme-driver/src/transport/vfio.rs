@@ -16,11 +16,13 @@ use ipc::event::EventFd;
 use ipc::guest_memory::Region;
 use nvme_spec::register::offset::{CSTS, DOORBELLS};
 use vfio_bindings::bindings::vfio::{
-    VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_MSIX_IRQ_INDEX,
-    VFIO_PCI_REQ_IRQ_INDEX, VFIO_REGION_INFO_FLAG_MMAP,
+    VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_DATA_EVENTFD, VFIO_PCI_BAR0_REGION_INDEX,
+    VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_MSIX_IRQ_INDEX, VFIO_PCI_REQ_IRQ_INDEX,
+    VFIO_REGION_INFO_FLAG_MMAP,
 };
 use vfio_ioctls::{VfioContainer, VfioDevice, VfioError, VfioOps, VfioRegionInfoCap};
 
+use self::one_vector::{OneVector, set_irqs};
 use super::{DoorbellCost, Transport, TransportError};
 use crate::address::PciAddress;
 use crate::doorbell::{Doorbell, DoorbellArea, DoorbellMemory, Window};
@@ -159,6 +161,29 @@ fn check_binding(address: PciAddress, sysfs: &Path) -> Result<(), ConnectError> 
     Ok(())
 }
 
+/// One vector's event, as the kernel takes it.
+mod one_vector {
+    use vfio_bindings::bindings::vfio::{VFIO_BASE, VFIO_TYPE};
+
+    /// `struct vfio_irq_set` with one descriptor, or -1 for none.
+    #[repr(C)]
+    pub struct OneVector {
+        pub argsz: u32,
+        pub flags: u32,
+        pub index: u32,
+        pub start: u32,
+        pub count: u32,
+        pub fd: i32,
+    }
+
+    // VFIO_DEVICE_SET_IRQS.
+    nix::ioctl_write_ptr_bad!(
+        set_irqs,
+        nix::request_code_none!(VFIO_TYPE, VFIO_BASE + 10),
+        OneVector
+    );
+}
+
 /// Maps the doorbells, if the kernel lets BAR0 be mapped there; else they are written by system calls.
 fn map_doorbells(device: &VfioDevice, size: u64) -> Option<Window> {
     if device.get_region_flags(VFIO_PCI_BAR0_REGION_INDEX) & VFIO_REGION_INFO_FLAG_MMAP == 0 {
@@ -261,6 +286,23 @@ impl Transport for Vfio {
         let events: Vec<_> = events.iter().map(foreign).collect::<Result<_, _>>()?;
         let enabled = self.device.enable_msix(events.iter().collect());
         enabled.map_err(|source| TransportError::Vfio { call: "enable msi-x", source })
+    }
+
+    fn set_vector(&self, vector: u16, event: Option<&EventFd>) -> Result<(), TransportError> {
+        self.usable()?;
+        let set = OneVector {
+            argsz: size_of::<OneVector>() as u32,
+            flags: VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER,
+            index: VFIO_PCI_MSIX_IRQ_INDEX,
+            start: vector.into(),
+            count: 1,
+            fd: event.map_or(-1, AsRawFd::as_raw_fd),
+        };
+        // SAFETY: the descriptor is the device's own, open as long as `self` is borrowed; the kernel reads `argsz` bytes,
+        // which is all of `set`, and takes its own reference to the event.
+        let done = unsafe { set_irqs(self.device.as_raw_fd(), &raw const set) };
+        let call = "event of an interrupt vector";
+        done.map(drop).map_err(|error| TransportError::System { call, source: error.into() })
     }
 
     fn reset(&self) -> Result<(), TransportError> {

@@ -16,7 +16,8 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, soc
 use nvme_spec::register::offset::DOORBELLS;
 use vfio_user::client::{Client, ClientError, DEFAULT_TIMEOUT, VersionStyle};
 use vfio_user::dma::{DmaAccess, DmaUnmap, Iova};
-use vfio_user::irq::IrqIndex;
+use vfio_user::irq::{IrqIndex, IrqSetFlags};
+use vfio_user::message::IrqSet;
 use vfio_user::region::RegionIndex;
 use vfio_user::version::{Capabilities, MAJOR, Proposal};
 
@@ -318,6 +319,16 @@ impl Transport for VfioUser {
             self.msix.store(result.is_ok(), Ordering::Release);
         }
         drop(client);
+        self.check(result)
+    }
+
+    fn set_vector(&self, vector: u16, event: Option<&EventFd>) -> Result<(), TransportError> {
+        let flags = IrqSetFlags::new().with_data_eventfd(true).with_trigger(true);
+        // Without a descriptor the vector has none from then on.
+        let fds: Vec<_> = event.iter().map(|event| event.as_fd()).collect();
+        let start = vector.into();
+        let set = IrqSet { argsz: 0, flags, index: IrqIndex::MSIX, start, count: 1 };
+        let result = self.client()?.set_irqs(set, &[], &fds);
         self.check(result)
     }
 

@@ -1,6 +1,8 @@
 //! A leased queue pair whose lender and drive the test plays: it reads entries and lists from the queues' memory as
 //! hardware would, and says by the words what a backend would.
 
+mod sleep;
+
 use super::*;
 use crate::nvme::drive::Drive;
 use crate::ring::create_segment;
@@ -63,6 +65,11 @@ fn drive() -> Drive {
 }
 
 fn world() -> (World, LeasedDrive) {
+    world_with(None)
+}
+
+/// The same with an event that the drive signals.
+fn world_with(event: Option<&EventFd>) -> (World, LeasedDrive) {
     let segment = Segment::<DriveLeaseLayout>::create("lease", 1).unwrap();
     let (buffers, buffer_len) = (2, 8192);
     let queues = memory(ROOM_AT + 4096 + (buffers * buffer_len) as u64);
@@ -79,10 +86,13 @@ fn world() -> (World, LeasedDrive) {
         dstrd: 0,
         doorbells: DoorbellArea { first: 4096, at: 4096, len: 4096, device: false },
     };
-    Terms { queue, drive: drive(), shadow: false, buffers, buffer_len }.write(&segment.terms);
+    let (shadow, drive) = (false, drive());
+    Terms { queue, drive, shadow, event: event.is_some(), buffers, buffer_len }
+        .write(&segment.terms);
     let fd = |region: &Region| region.fd().try_clone_to_owned().unwrap();
     let fds = [segment.fd().try_clone_to_owned().unwrap(), fd(&queues), fd(&doorbells)];
-    let lease = DriveLease::open(&mut fds.into_iter()).unwrap();
+    let event = event.map(|event| event.try_clone().unwrap().into_fd());
+    let lease = DriveLease::open(&mut fds.into_iter().chain(event)).unwrap();
     let geometry = Geometry { size: SIZE, read_only: false };
     let ring_segment = create_segment("test", 7, 16).unwrap();
     let theirs = Segment::open(ring_segment.fd().try_clone_to_owned().unwrap()).unwrap();
