@@ -195,6 +195,7 @@ fn a_person_sees_what_goes_on_and_finds_the_way() {
     assert!(shares.iter().all(|share| share.is_some_and(|share| share.ends_with('%'))), "{screen}");
     terminal.keys(&["Tab", "Tab"]);
     terminal.until("queues", |screen| cell(screen, "vm0", "CMDS/s").is_some_and(is_rate));
+    terminal.until("their latencies", |screen| cell(screen, "vm0", "P99").is_some_and(is_rate));
     terminal.keys(&["4"]);
     terminal.until("namespaces", |screen| cell(screen, "s0/1", "WR IOPS").is_some_and(is_rate));
 

@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
+use std::time::Duration;
 
 use serde_json::Value;
+use service::config::Config;
 use telemetry::metrics::ALL;
 use vireo_tests::target::run;
 
@@ -95,6 +97,70 @@ fn dashboards_name_only_metrics_that_are_there_and_together_show_all() {
             definition.name
         );
     }
+}
+
+/// A file of `deploy`.
+fn yaml(path: &str) -> Value {
+    let text = fs::read_to_string(repository().join("deploy").join(path)).expect("a file");
+    serde_yaml_ng::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+fn names(list: &Value) -> Vec<&str> {
+    let list = list.as_array().expect("a list").iter();
+    list.map(|name| name.as_str().expect("a name")).collect()
+}
+
+#[test]
+fn the_collector_hands_traces_and_metrics_to_who_listens() {
+    let collector = yaml("otel/collector.yml");
+    let pipelines = collector["service"]["pipelines"].as_object().expect("pipelines");
+    let mut exporters = Vec::new();
+    for (name, pipeline) in pipelines {
+        for kind in ["receivers", "processors", "exporters"] {
+            let parts = names(&pipeline[kind]);
+            assert!(!parts.is_empty(), "{name}: {kind}");
+            for part in parts {
+                assert!(!collector[kind][part].is_null(), "{name}: {kind} {part}");
+            }
+        }
+        assert_eq!(names(&pipeline["receivers"]), ["otlp"], "{name}");
+        exporters.push((name.as_str(), names(&pipeline["exporters"])));
+    }
+    let expected = [("metrics", vec!["otlphttp/prometheus"]), ("traces", vec!["otlp/tempo"])];
+    exporters.sort();
+    assert_eq!(exporters, expected);
+    let endpoint = |name: &str| collector["exporters"][name]["endpoint"].as_str().expect("one");
+    let tempo = yaml("otel/tempo.yml");
+    let receiver = &tempo["distributor"]["receivers"]["otlp"]["protocols"]["grpc"]["endpoint"];
+    assert_eq!(endpoint("otlp/tempo"), receiver.as_str().expect("an address"));
+
+    let compose = yaml("otel/compose.otel.yaml");
+    let command = names(&compose["services"]["prometheus"]["command"]);
+    let address = command.iter().find_map(|word| word.strip_prefix("--web.listen-address="));
+    let address = address.expect("an address");
+    assert_eq!(endpoint("otlphttp/prometheus"), format!("http://{address}/api/v1/otlp"));
+    assert!(command.contains(&"--web.enable-otlp-receiver"), "{command:?}");
+    // What has Vireo send them gets through to it.
+    let compose = fs::read_to_string(repository().join("deploy/compose/compose.yaml"));
+    let variable = "VIREO__TELEMETRY__OTLP_METRICS";
+    assert!(compose.expect("a file").contains(&format!("    {variable}:\n")));
+    let read = |name: &str| {
+        let path = repository().join("deploy/compose").join(name);
+        fs::read_to_string(path).expect("a file")
+    };
+    let set = read("otel.env");
+    // What is commented out is what may be chosen.
+    let set = set.lines().map(|line| line.trim_start_matches("# "));
+    let set: Vec<(String, String)> = set
+        .filter(|line| line.starts_with("VIREO__"))
+        .filter_map(|line| line.split_once('='))
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect();
+    assert!(set.iter().any(|(key, _)| key == variable), "{set:?}");
+    let config = Config::parse(&read("vireo.toml"), set);
+    let telemetry = config.unwrap_or_else(|mistakes| panic!("{mistakes:?}")).telemetry;
+    assert_eq!(telemetry.otlp_metrics, Some(Duration::from_secs(10)));
+    assert_eq!(telemetry.otlp.as_deref(), Some("http://127.0.0.1:4317"));
 }
 
 #[test]
