@@ -1,10 +1,10 @@
 //! Controllers: the endpoints, and who is connected to them.
 
-use super::guard::Audited;
+use super::deletion::Deletion;
 use super::limits::{self, Change};
 use super::pause::Wanted;
 use super::request::{absent, call, changeable, common, compare_etag, etag, named};
-use super::{Api, error, page};
+use super::{Api, audited, error, page};
 use crate::counters::Client;
 use crate::manager::edit::{EditError, now_ms};
 use crate::object::Object;
@@ -104,9 +104,7 @@ impl ControllerService for Api {
         let edited = self.edit(call, work).await?;
         let controller = shown(&edited.view, &edited.object)
             .ok_or_else(|| error::missing(&edited.object.to_string()))?;
-        let mut response = Response::new(controller);
-        response.extensions_mut().insert(Audited(edited.object.to_string()));
-        Ok(response)
+        Ok(audited(controller, &edited.object))
     }
 
     async fn update_controller(
@@ -139,9 +137,7 @@ impl ControllerService for Api {
             .ok_or_else(|| error::missing(&edited.object.to_string()))?;
         self.fill_client(&mut controller, &edited.object).await;
         controller.pause_state = self.pause_state(&edited.object).await.into();
-        let mut response = Response::new(controller);
-        response.extensions_mut().insert(Audited(edited.object.to_string()));
-        Ok(response)
+        Ok(audited(controller, &edited.object))
     }
 
     async fn pause_controller(
@@ -176,35 +172,26 @@ impl ControllerService for Api {
         let request = request.into_inner();
         let call = call("DeleteController", &request, &request.request_id, request.validate_only)?;
         let object = controller_named(&request.name)?;
-        let audited = Audited(object.to_string());
         let client = match request.force {
             true => None,
             false => self.client(&object).await,
         };
-        let work = move |view: &mut View| {
-            if request.allow_missing && !object.is_in(&view.desired.config) {
-                return Ok(object);
-            }
-            changeable(view, &object)?;
-            let now = shown(view, &object).ok_or(EditError::Missing(object.clone()))?;
-            compare_etag(&object, &request.etag, &now.etag)?;
+        let DeleteControllerRequest { etag, allow_missing, .. } = request;
+        let etag_of = |view: &View, object: &Object| shown(view, object).map(|now| now.etag);
+        let remove = move |view: &mut View, object: &Object| {
             if let Some(client) = client {
                 let reason = format!(
                     "a client is connected (pid {}): stop it, or use force, which takes its drive \
                      away",
                     client.pid
                 );
-                return Err(EditError::InTheWay { object, reason });
+                return Err(EditError::InTheWay { object: object.clone(), reason });
             }
             let endpoints = &mut view.desired.config.endpoints;
-            endpoints.retain(|endpoint| Object::Controller(endpoint.name.clone()) != object);
-            view.made.objects.remove(&object);
-            Ok(object)
+            endpoints.retain(|endpoint| Object::Controller(endpoint.name.clone()) != *object);
+            Ok(())
         };
-        self.edit(call, work).await?;
-        let mut response = Response::new(());
-        response.extensions_mut().insert(audited);
-        Ok(response)
+        self.delete(call, Deletion { object, etag, allow_missing }, etag_of, remove).await
     }
 }
 
@@ -215,9 +202,7 @@ impl Api {
             .ok_or_else(|| error::missing(&object.to_string()))?;
         self.fill_client(&mut controller, &object).await;
         controller.pause_state = self.pause_state(&object).await.into();
-        let mut response = Response::new(controller);
-        response.extensions_mut().insert(Audited(object.to_string()));
-        Ok(response)
+        Ok(audited(controller, &object))
     }
 
     pub(crate) async fn client(&self, object: &Object) -> Option<Client> {

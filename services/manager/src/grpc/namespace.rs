@@ -1,12 +1,12 @@
 //! Namespaces.
 
-use super::guard::Audited;
+use super::deletion::Deletion;
 use super::limits::{self, Change};
 use super::namespace_names::Names;
 use super::pause::Wanted;
 use super::request::{call, changeable, common, compare_etag, etag, named};
 use super::subsystem::subsystem_named;
-use super::{Api, error, page};
+use super::{Api, audited, error, page};
 use crate::manager::edit::{EditError, now_ms};
 use crate::object::Object;
 use crate::pause;
@@ -121,9 +121,7 @@ impl NamespaceService for Api {
         let edited = self.edit(call, work).await?;
         let namespace = shown(&edited.view, &edited.object)
             .ok_or_else(|| error::missing(&edited.object.to_string()))?;
-        let mut response = Response::new(namespace);
-        response.extensions_mut().insert(Audited(edited.object.to_string()));
-        Ok(response)
+        Ok(audited(namespace, &edited.object))
     }
 
     async fn update_namespace(
@@ -160,9 +158,7 @@ impl NamespaceService for Api {
         let mut namespace = shown(&edited.view, &edited.object)
             .ok_or_else(|| error::missing(&edited.object.to_string()))?;
         namespace.pause_state = self.pause_state(&edited.object).await.into();
-        let mut response = Response::new(namespace);
-        response.extensions_mut().insert(Audited(edited.object.to_string()));
-        Ok(response)
+        Ok(audited(namespace, &edited.object))
     }
 
     async fn pause_namespace(
@@ -200,28 +196,19 @@ impl NamespaceService for Api {
         let request = request.into_inner();
         let call = call("DeleteNamespace", &request, &request.request_id, request.validate_only)?;
         let object = namespace_named(&request.name)?;
-        let audited = Audited(object.to_string());
-        let work = move |view: &mut View| {
-            if request.allow_missing && !object.is_in(&view.desired.config) {
-                return Ok(object);
-            }
-            changeable(view, &object)?;
-            let now = shown(view, &object).ok_or(EditError::Missing(object.clone()))?;
-            compare_etag(&object, &request.etag, &now.etag)?;
-            let Object::Namespace { subsystem: name, nsid } = &object else {
-                return Err(EditError::Missing(object));
+        let DeleteNamespaceRequest { etag, allow_missing, .. } = request;
+        let etag_of = |view: &View, object: &Object| shown(view, object).map(|now| now.etag);
+        let remove = |view: &mut View, object: &Object| {
+            let Object::Namespace { subsystem: name, nsid } = object else {
+                return Err(EditError::Missing(object.clone()));
             };
             let subsystems = view.desired.config.subsystems.iter_mut();
             for subsystem in subsystems.filter(|subsystem| subsystem.name == *name) {
                 subsystem.namespaces.retain(|namespace| namespace.nsid != *nsid);
             }
-            view.made.objects.remove(&object);
-            Ok(object)
+            Ok(())
         };
-        self.edit(call, work).await?;
-        let mut response = Response::new(());
-        response.extensions_mut().insert(audited);
-        Ok(response)
+        self.delete(call, Deletion { object, etag, allow_missing }, etag_of, remove).await
     }
 }
 
@@ -231,9 +218,7 @@ impl Api {
         let mut namespace = shown(&self.manager.view(), &object)
             .ok_or_else(|| error::missing(&object.to_string()))?;
         namespace.pause_state = self.pause_state(&object).await.into();
-        let mut response = Response::new(namespace);
-        response.extensions_mut().insert(Audited(object.to_string()));
-        Ok(response)
+        Ok(audited(namespace, &object))
     }
 }
 
