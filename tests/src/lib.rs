@@ -11,6 +11,7 @@
 
 pub mod client;
 pub mod command;
+pub mod cores;
 pub mod faulty;
 pub mod floor;
 pub mod fuzz;

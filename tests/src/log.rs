@@ -44,7 +44,7 @@ impl Log {
     /// The whole text of a child that has ended, unless a child of its own holds the stream open.
     pub fn whole_text(&self) -> String {
         let ended = || (self.open.load(Ordering::Acquire) == 0).then_some(());
-        within(Duration::from_secs(2), ended);
+        within(Duration::from_secs(20), ended);
         self.text()
     }
 

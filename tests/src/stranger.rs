@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use tempfile::TempDir;
+
+use crate::wait::PATIENCE;
 
 /// What it does with whoever connects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +62,7 @@ impl Stranger {
 /// Treats a guest; a connection that is to stay open is returned.
 fn receive(mut stream: UnixStream, manner: Manner) -> Option<UnixStream> {
     // Enough for its first message, whatever it is.
-    stream.set_read_timeout(Some(Duration::from_secs(5))).expect("read timeout");
+    stream.set_read_timeout(Some(PATIENCE)).expect("read timeout");
     match manner {
         Manner::HangUp => None,
         Manner::Silence => Some(stream),

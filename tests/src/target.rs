@@ -13,7 +13,7 @@ use crate::log::Log;
 use crate::wait::{PATIENCE, until, within};
 
 /// Longest that a target takes to stop before it counts as hung.
-const STOP: Duration = Duration::from_secs(15);
+const STOP: Duration = PATIENCE;
 
 /// A configuration with one process of each kind, what most tests need: `bdevs` and what follows are TOML tables.
 pub fn configuration(tables: &str) -> String {
@@ -101,7 +101,7 @@ impl Site {
         fs::write(self.file(), text).expect("write configuration");
     }
 
-    /// Runs `vireo` with these arguments and `--config` to its end, which comes within [`PATIENCE`].
+    /// Runs `vireo` with these arguments and `--config` to its end.
     pub fn vireo(&self, arguments: &[&str]) -> Output {
         let mut command = Command::new(program("vireo"));
         command.args(arguments).arg("--config").arg(self.file());
@@ -112,13 +112,13 @@ impl Site {
 /// Runs a command to its end.
 ///
 /// # Panics
-/// If it takes longer than [`PATIENCE`]; it is killed then.
+/// If it takes longer than twice [`PATIENCE`]; it is killed then.
 pub fn run(mut command: Command) -> Output {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = command.spawn().expect("spawn");
     let pid = Pid::from_raw(child.id() as i32);
     let waiter = std::thread::spawn(move || child.wait_with_output());
-    if within(PATIENCE, || waiter.is_finished().then_some(())).is_none() {
+    if within(2 * PATIENCE, || waiter.is_finished().then_some(())).is_none() {
         // The thread has not reaped it, so the id is still this child's.
         kill(pid, Signal::SIGKILL).ok();
         let output = waiter.join().expect("waiter").expect("output");
@@ -233,23 +233,25 @@ impl Target {
     /// Writes another configuration and has it taken over.
     ///
     /// # Panics
-    /// If it is refused.
+    /// If it is refused, again and again: a process that stalls for longer than the manager waits for it is told of once.
     #[track_caller]
     pub fn reload_ok(&self, configuration: &str) {
-        let output = self.reload(configuration);
-        assert!(
-            output.status.success(),
-            "reload: {}{}\n{}",
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr),
-            self.log()
-        );
+        let mut last = None;
+        let taken = within(PATIENCE, || {
+            let output = self.reload(configuration);
+            let taken = output.status.success().then_some(());
+            last = Some(output);
+            taken
+        });
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let said = last.map(|output| text(&output.stdout) + &text(&output.stderr));
+        assert!(taken.is_some(), "reload: {}\n{}", said.unwrap_or_default(), self.log());
     }
 
     /// Stops it as a person would; how it ended.
     ///
     /// # Panics
-    /// If it does not within fifteen seconds.
+    /// If it does not within [`PATIENCE`].
     #[track_caller]
     pub fn stop(mut self) -> ExitStatus {
         let status = self.terminate();

@@ -3,6 +3,7 @@
 use serde_json::Value;
 use std::process::{Command, Output};
 use vireo_tests::target::{Target, one_memory_namespace, program, run};
+use vireo_tests::wait::until;
 
 /// `vireo` with the target's runtime directory.
 fn vireo(target: &Target, arguments: &[&str]) -> Output {
@@ -139,13 +140,11 @@ fn events_and_rates_come_as_they_happen() {
     events.arg(target.site().run_dir());
     let events = std::thread::spawn(move || run(events));
     // The watcher has to be there first, and nothing tells that it is: so until it ends, there is always another one.
-    let mut turns = 0;
-    while !events.is_finished() {
+    until("two events of a volume are seen", || {
         ok(&target, &["volume", "create", "a", "--driver", "malloc", "--size", "1MiB"]);
         ok(&target, &["volume", "delete", "a"]);
-        turns += 1;
-        assert!(turns < 100, "two events of a volume are seen within a hundred");
-    }
+        events.is_finished()
+    });
     let output = events.join().expect("it does not panic");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(text.lines().count(), 2, "{text}");

@@ -19,6 +19,7 @@ use vireo_tests::host::driver::MEMORY_BASE;
 use vireo_tests::host::vfio_user::read_write;
 use vireo_tests::host::{Attach, Driver, Host, HostMemory, VfioUser, commands};
 use vireo_tests::target::{Target, configuration, one_memory_namespace};
+use vireo_tests::wait::PATIENCE;
 
 const NSID: Nsid = Nsid(1);
 
@@ -55,6 +56,7 @@ fn qemu() {
     let target = Target::start(&one_memory_namespace(&["vm0"]));
     for _ in 0..2 {
         let mut client = Client::connect(target.socket("vm0")).unwrap();
+        client.set_timeout(PATIENCE);
         let capabilities = Capabilities {
             max_msg_fds: Some(8),
             max_data_xfer_size: Some(1 << 20),
@@ -209,6 +211,7 @@ fn spdk() {
     let target = Target::start(&one_memory_namespace(&["vm0"]));
     for _ in 0..3 {
         let mut client = Client::connect(target.socket("vm0")).unwrap();
+        client.set_timeout(PATIENCE);
         client.version(&VersionStyle::Bare { minor: 0 }).unwrap();
         client.device_info().unwrap();
         let mut doorbells = None;

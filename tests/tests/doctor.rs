@@ -26,10 +26,14 @@ fn a_running_target_is_healthy_and_a_killed_one_is_not() {
     let target = Target::start(&one_memory_namespace(&["vm0"]));
     target.await_all_ready();
     let look = || json(&target.site().vireo(&["doctor", "-o", "json"]));
-    let report = look();
-    let running = of(&report, "who runs");
-    assert!(running.len() == 1 && running[0].starts_with("ok: 4 processes"), "{report:#}");
-    assert_eq!(of(&report, "API").len(), 1, "{report:#}");
+    let mut report = look();
+    // What does not answer in time while the machine stalls does so a moment later.
+    until("all is well", || {
+        report = look();
+        let running = of(&report, "who runs");
+        let well = running.len() == 1 && running[0].starts_with("ok: 4 processes");
+        well && of(&report, "API").len() == 1
+    });
     for check in ["kernel", "shared memory", "open files", "runtime_dir", "state_dir", "memory"] {
         let found = of(&report, check);
         assert!(found.len() == 1 && found[0].starts_with("ok: "), "{check}: {found:?}");

@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 use vireo_tests::host::{Host, Neighbour, commands};
 use vireo_tests::target::{Target, configuration, one_memory_namespace, program, run};
-use vireo_tests::wait::until;
+use vireo_tests::wait::{one_of, until};
 
 const NSID: Nsid = Nsid(1);
 /// Commands that each client keeps outstanding.
@@ -98,13 +98,21 @@ impl Reader {
     }
 }
 
-/// Never more than the limit and a burst of it; most of it, however slow the machine is.
+/// Counts until a count is as it should be: never more than the limit and a burst of it; most of it, however slow the
+/// machine is, unless it stalls, which is not made up for.
 #[track_caller]
-fn kept(count: u64, seconds: f64, limit: f64) {
-    let most = limit * (seconds + BURST) + 2.0 * DEPTH as f64;
-    assert!(count as f64 <= most, "{count} in {seconds} s are more than {most}");
-    let least = 0.6 * limit * seconds;
-    assert!(count as f64 >= least, "{count} in {seconds} s are less than {least}");
+fn keeps(limit: f64, mut count: impl FnMut() -> (u64, f64)) {
+    let mut few = Vec::new();
+    for _ in 0..8 {
+        let (count, seconds) = count();
+        let most = limit * (seconds + BURST) + 2.0 * DEPTH as f64;
+        assert!(count as f64 <= most, "{count} in {seconds} s are more than {most}");
+        if count as f64 >= 0.6 * limit * seconds {
+            return;
+        }
+        few.push((count, seconds));
+    }
+    panic!("less than most of {limit} a second: {few:?}");
 }
 
 /// Two workers, each with an endpoint of its own; `limits` of the namespace that they share, and of `vm0`.
@@ -124,27 +132,35 @@ fn shared(namespace: &str, endpoint: &str) -> String {
 fn workers_share_a_namespaces_limit_which_changes_under_io() {
     let target = Target::start(&shared("limits = { iops = 1000 }", ""));
     let mut readers = ["vm0", "vm1"].map(|name| Reader::connect(&target, name));
+    // From the first one's start to the last one's end.
     let both = |readers: &mut [Reader; 2], time| {
+        let start = Instant::now();
         let counts = std::thread::scope(|scope| {
             let threads = readers.each_mut().map(|reader| scope.spawn(move || reader.count(time)));
             threads.map(|thread| thread.join().expect("a reader"))
         });
-        let seconds = counts.iter().map(|(_, seconds)| *seconds).fold(0.0, f64::max);
-        (counts[0].0 + counts[1].0, seconds, counts)
+        (counts.map(|(count, _)| count), start.elapsed().as_secs_f64())
     };
-    let (count, seconds, each) = both(&mut readers, Duration::from_millis(1500));
-    kept(count, seconds, 1000.0);
-    assert!(each.iter().all(|(count, _)| *count > 150), "both get some of it: {each:?}");
+    let mut each = Vec::new();
+    keeps(1000.0, || {
+        let (counts, seconds) = both(&mut readers, Duration::from_millis(1500));
+        each.push(counts);
+        (counts[0] + counts[1], seconds)
+    });
+    // What both did in that time together: the last take is a good one.
+    let last = each.last().expect("a take");
+    assert!(last.iter().all(|count| *count > 150), "both get some of it: {each:?}");
 
     target.reload_ok(&shared("limits = { iops = 1000 }", "limits = { bandwidth = \"1MiB\" }"));
     readers.iter_mut().for_each(Reader::drain);
-    let (count, seconds) = readers[0].count(Duration::from_secs(1));
-    kept(count, seconds, 256.0);
+    keeps(256.0, || readers[0].count(Duration::from_secs(1)));
     readers[0].drain();
 
     target.reload_ok(&shared("", ""));
-    let (count, seconds) = readers[0].count(Duration::from_millis(500));
-    assert!(count as f64 > 1500.0 * seconds, "nothing is limited: {count} in {seconds} s");
+    one_of(8, || {
+        let (count, seconds) = readers[0].count(Duration::from_millis(500));
+        assert!(count as f64 > 1500.0 * seconds, "nothing is limited: {count} in {seconds} s");
+    });
     readers[0].drain();
     let stats = json(&target, &["stats", "get", "controllers/vm0"]);
     let throttled = stats["stats"][0]["total"]["throttled"].as_str().expect("counted");
@@ -159,16 +175,14 @@ fn limits_are_set_by_the_admin_client() {
     ok(&target, &["namespace", "create", "s1", "--volume", "data", "--iops", "500"]);
     ok(&target, &["controller", "create", "vm1", "--subsystem", "s1"]);
     let mut reader = Reader::connect(&target, "vm1");
-    let (count, seconds) = reader.count(Duration::from_secs(1));
-    kept(count, seconds, 500.0);
+    keeps(500.0, || reader.count(Duration::from_secs(1)));
     let shown =
         json(&target, &["namespace", "limit", "s1/1", "--iops", "none", "--bandwidth", "4MiB"]);
     assert_eq!(shown["limits"], serde_json::json!({ "bandwidth": "4194304" }));
     assert!(ok(&target, &["namespace", "list"]).contains("bandwidth 4 MiB"));
     ok(&target, &["controller", "limit", "vm1", "--read-iops", "300"]);
     reader.drain();
-    let (count, seconds) = reader.count(Duration::from_secs(1));
-    kept(count, seconds, 300.0);
+    keeps(300.0, || reader.count(Duration::from_secs(1)));
 
     let file = target.site().directory().join("export.yaml");
     let document = ok(&target, &["export"]);
@@ -197,7 +211,7 @@ fn verified_io_waits_through_a_pause_and_goes_on() {
     let other = Neighbour::start(target.socket("vm1"), NSID, Lba(4096));
     neighbour.goes_on();
     for _ in 0..2 {
-        let paused = json(&target, &["controller", "pause", "vm0"]);
+        let paused = json(&target, &["controller", "pause", "vm0", "--timeout", "40s"]);
         assert_eq!(paused["pause_state"], "PAUSE_STATE_PAUSED");
     }
     assert!(ok(&target, &["controller", "list"]).contains("paused"));
@@ -214,7 +228,7 @@ fn verified_io_waits_through_a_pause_and_goes_on() {
     }
     neighbour.goes_on();
     // A pause that ends by itself.
-    ok(&target, &["controller", "pause", "vm0", "--max", "200ms"]);
+    ok(&target, &["controller", "pause", "vm0", "--timeout", "40s", "--max", "200ms"]);
     neighbour.goes_on();
     assert_eq!(pause_state(&target, "vm0"), "PAUSE_STATE_RUNNING");
     neighbour.finish();
@@ -225,22 +239,23 @@ fn verified_io_waits_through_a_pause_and_goes_on() {
 fn a_pause_outlives_worker_manager_and_client() {
     let target = Target::start(&one_memory_namespace(&["vm0"]));
     let mut reader = Reader::connect(&target, "vm0");
-    ok(&target, &["controller", "pause", "vm0"]);
+    let is_paused = || pause_state(&target, "vm0") == "PAUSE_STATE_PAUSED";
+    ok(&target, &["controller", "pause", "vm0", "--timeout", "40s"]);
     target.kill_and_await_successor("m0");
     until("the manager answers", || vireo(&target, &["controller", "list"]).status.success());
-    assert_eq!(pause_state(&target, "vm0"), "PAUSE_STATE_PAUSED");
+    until("it knows", is_paused);
     target.kill_and_await_successor("w0");
     reader.host.wait("CSTS.CFS", |host| host.csts().cfs().then_some(()));
     until("the successor serves", || target.site().vireo(&["status"]).status.success());
     reader.host.enable();
     reader.host.create_queues(1, 64);
     reader.submit();
-    assert_eq!(pause_state(&target, "vm0"), "PAUSE_STATE_PAUSED");
+    until("it is paused", is_paused);
     assert!(!reader.take(), "its successor fetches nothing either");
     drop(reader);
     let mut reader = Reader::connect(&target, "vm0");
     reader.submit();
-    assert_eq!(pause_state(&target, "vm0"), "PAUSE_STATE_PAUSED");
+    until("it is paused", is_paused);
     assert!(!reader.take(), "nor for the next client");
     ok(&target, &["controller", "resume", "vm0"]);
     reader.drain();
@@ -253,13 +268,17 @@ fn a_pause_is_taken_back_while_commands_are_in_flight() {
                   [[endpoint]]\nname = \"vm0\"\nsubsystem = \"s0\"\n";
     let target = Target::start(&configuration(tables));
     let mut reader = Reader::connect(&target, "vm0");
-    reader.submit();
     until("it is in flight", || {
+        // One that ended before it was looked at is followed by another.
+        while reader.take() {}
+        if reader.outstanding == 0 {
+            reader.submit();
+        }
         let line = refused_or_paused(&target);
         line.is_some_and(|line| line.contains("still in flight"))
     });
     assert_eq!(pause_state(&target, "vm0"), "PAUSE_STATE_RUNNING");
-    let paused = json(&target, &["controller", "pause", "vm0", "--timeout", "20s"]);
+    let paused = json(&target, &["controller", "pause", "vm0", "--timeout", "40s"]);
     assert_eq!(paused["pause_state"], "PAUSE_STATE_PAUSED");
     assert!(reader.take(), "it has ended");
     ok(&target, &["controller", "resume", "vm0"]);

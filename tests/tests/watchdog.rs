@@ -7,6 +7,7 @@ use std::ffi::OsStr;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 use vireo_tests::target::program;
+use vireo_tests::wait::PATIENCE;
 
 const CONFIGURATION: &str = r#"
 [[worker]]
@@ -32,7 +33,7 @@ fn fed(socket: &NotifySocket, times: usize) -> Duration {
     let start = Instant::now();
     let mut left = times;
     while left > 0 {
-        assert!(start.elapsed() < Duration::from_secs(20), "the watchdog starves");
+        assert!(start.elapsed() < PATIENCE, "the watchdog starves");
         match socket.receive().unwrap() {
             Some(received) => left -= usize::from(received.notification.watchdog),
             None => std::thread::sleep(Duration::from_millis(1)),

@@ -14,6 +14,7 @@ use vfio_user::region::RegionIndex;
 
 use super::memory::{Buffer, HostMemory};
 use super::transport::Transport;
+use crate::wait::PATIENCE;
 
 /// How to attach.
 #[derive(Clone, Debug)]
@@ -57,6 +58,8 @@ impl VfioUser {
     /// What the server refuses, or that it is not there.
     pub fn attach(socket: &Path, how: &Attach, memory: &HostMemory) -> Result<Self, ClientError> {
         let mut client = Client::connect(socket)?;
+        // A target that stalls with its machine is none that hangs.
+        client.set_timeout(PATIENCE);
         client.version(&how.version)?;
         map(&mut client, memory, memory.whole())?;
         let info = client.device_info()?;

@@ -56,7 +56,8 @@ pub fn start() -> Target {
 
 /// Time-outs short enough for a test, and long enough for a busy machine.
 pub fn options() -> Options {
-    Options { admin_timeout: Duration::from_secs(20), queues: 8, ..Options::default() }
+    let (connect_timeout, admin_timeout) = (Duration::from_secs(40), Duration::from_secs(20));
+    Options { connect_timeout, admin_timeout, queues: 8, ..Options::default() }
 }
 
 /// Connects to an endpoint.

@@ -78,7 +78,6 @@ fn an_unmap_waits_for_what_touches_it_and_for_nothing_else() {
         (memory.whole().part(0, 64 << 10), memory.whole().part(64 << 10, 64 << 10));
     host.transport.map(&memory, used).unwrap();
     host.transport.map(&memory, unused).unwrap();
-    host.transport.client.set_timeout(Duration::from_secs(20));
     let read = commands::io(NvmOpcode::READ, SLOW, Lba(0), 8).with_prps(used.iova, Iova(0));
     let begun = Instant::now();
     host.submit(0, read);
@@ -338,7 +337,7 @@ fn memory_of_a_full_file_system_fails_that_controller_alone() {
         let pages: Vec<Iova> = (1..32).map(|page| Iova(at.0 + page * PAGE)).collect();
         let list = host.memory.prp_list(&pages);
         host.submit(0, read.with_prps(at, list));
-        let bound = Duration::from_secs(20);
+        let bound = vireo_tests::wait::PATIENCE;
         let done = host.wait_for(bound, &mut |host| {
             if host.csts().cfs() { Some(false) } else { host.poll(0).map(|_| true) }
         });

@@ -43,12 +43,15 @@ fn holds(client: &mut Client, nsid: Nsid, byte: u8) {
     });
 }
 
+/// Writes to a namespace until that goes well.
 #[track_caller]
 fn fill(client: &mut Client, nsid: Nsid, byte: u8) {
     let namespace = client.controller.namespace(nsid).expect("namespace");
-    let mut buffer = client.buffer(0, 8192);
-    buffer.copy_from(&[byte; 8192]);
-    client.run(Request::write(&namespace, Lba(8), buffer)).expect("write");
+    until("it is written", || {
+        let mut buffer = client.buffer(0, 8192);
+        buffer.copy_from(&[byte; 8192]);
+        client.run(Request::write(&namespace, Lba(8), buffer)).is_ok()
+    });
 }
 
 #[test]

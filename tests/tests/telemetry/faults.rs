@@ -102,7 +102,8 @@ fn what_hangs_goes_on_when_the_fault_is_deleted_and_delays_delay() {
     );
     let start = Instant::now();
     assert_eq!(read(&mut host, 1, 0), Ok(()));
-    assert!(start.elapsed() >= Duration::from_millis(300), "{:?}", start.elapsed());
+    // By the worker's clock, which is that of its last look at it.
+    assert!(start.elapsed() >= Duration::from_millis(200), "{:?}", start.elapsed());
     ok(&target, &["fault", "delete", "lease/late"]);
     for (nsid, volume) in [(1, "lease"), (2, "file")] {
         ok(&target, &["fault", "create", volume, "--name", "stuck", "--next", "1", "--hang", "5m"]);

@@ -11,7 +11,7 @@ use vireo_tests::target::{Target, configuration, one_memory_namespace};
 use vireo_tests::wait::{until, within};
 
 use super::collector::Collector;
-use super::page::{OPEN_METRICS, PLAIN, scrape};
+use super::page::{OPEN_METRICS, PLAIN, Page, scrape};
 
 const NSID: Nsid = Nsid(1);
 
@@ -57,13 +57,12 @@ fn a_scrape_tells_what_a_host_did() {
 fn the_poll_thread_s_time_adds_up() {
     let target = Target::start(&all_timed(""));
     let _host = Host::connect(target.socket("vm0"));
-    let seconds = |page: &super::page::Page| page.sum("vireo_worker_seconds_total", &[]);
-    let first = scrape(&target, PLAIN);
+    let seconds = |page: &Page| page.sum("vireo_worker_seconds_total", &[]);
     let time = std::time::Instant::now();
+    let first = scrape(&target, PLAIN);
     until("half a second of it", || seconds(&scrape(&target, PLAIN)) - seconds(&first) > 0.5);
     let (spent, passed) =
         (seconds(&scrape(&target, PLAIN)) - seconds(&first), time.elapsed().as_secs_f64());
-    // The first scrape was before the clock was looked at.
     assert!(spent < passed + 1.0, "{spent} s of {passed} s");
     let page = scrape(&target, PLAIN);
     assert!(page.sum("vireo_worker_seconds_total", &[("mode", "sleep")]) > 0.0);
@@ -78,7 +77,13 @@ fn sampled_commands_have_latencies_and_examples() {
     for block in 0..100 {
         host.write(NSID, Lba(block * 8), &[7; 4096], 512).expect("write");
     }
-    let page = scrape(&target, OPEN_METRICS);
+    let mut page = scrape(&target, OPEN_METRICS);
+    let has_example =
+        |page: &Page| page.0.lines().any(|l| l.contains("_bucket") && l.contains("trace_id"));
+    until("an example", || {
+        page = scrape(&target, OPEN_METRICS);
+        has_example(&page)
+    });
     let write = [("endpoint", "vm0"), ("op", "write")];
     let count = page.sum("vireo_io_duration_seconds_count", &write);
     assert_eq!(count, 100.0, "every one is sampled");

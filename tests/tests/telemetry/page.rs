@@ -2,10 +2,9 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
 
 use vireo_tests::target::Target;
-use vireo_tests::wait::PATIENCE;
+use vireo_tests::wait::{PATIENCE, until};
 
 /// What a scraper asks for that knows OpenMetrics.
 pub const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0";
@@ -15,13 +14,26 @@ pub const PLAIN: &str = "text/plain";
 /// One scrape.
 pub struct Page(pub String);
 
-/// Scrapes the default socket.
+/// Scrapes the default socket until every process has answered in time: one that stalls with its machine is left out.
 #[track_caller]
 pub fn scrape(target: &Target, accept: &str) -> Page {
+    let mut page = scrape_once(target, accept);
+    until("every process answers", || {
+        let all = page.samples("vireo_process_up", &[]).all(|up| up == 1.0);
+        if !all {
+            page = scrape_once(target, accept);
+        }
+        all
+    });
+    page
+}
+
+#[track_caller]
+fn scrape_once(target: &Target, accept: &str) -> Page {
     let mut stream = UnixStream::connect(target.site().run_dir().join("metrics.sock"))
         .expect("the metrics' socket is there");
     stream.set_read_timeout(Some(PATIENCE)).expect("set a time-out");
-    stream.set_write_timeout(Some(Duration::from_secs(5))).expect("set a time-out");
+    stream.set_write_timeout(Some(PATIENCE)).expect("set a time-out");
     write!(stream, "GET /metrics HTTP/1.1\r\nHost: vireo\r\nAccept: {accept}\r\n\r\n")
         .expect("ask");
     let mut answer = String::new();

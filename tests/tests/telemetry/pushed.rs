@@ -3,7 +3,7 @@
 use nvme_spec::{Lba, Nsid};
 use opentelemetry_proto::tonic::metrics::v1::metric::Data;
 use opentelemetry_proto::tonic::metrics::v1::number_data_point::Value;
-use telemetry::metrics::{ALL, Kind};
+use telemetry::metrics::{ALL, Definition, Kind};
 use vireo_tests::host::Host;
 use vireo_tests::target::{Target, one_memory_namespace};
 use vireo_tests::wait::until;
@@ -40,23 +40,34 @@ fn a_collector_gets_what_a_scraper_reads() {
         let metrics = collector.metrics();
         metrics.get("vireo_io_operations").is_some_and(|(unit, data)| written(unit, data) == 7)
     });
-    let metrics = collector.metrics();
-    let page = scrape(&target, PLAIN);
-    for definition in ALL {
-        let name = match definition.kind {
-            Kind::Info => format!("{}_info", definition.name),
-            Kind::Counter | Kind::Gauge | Kind::Histogram => definition.name.to_owned(),
+    let mut odd = Vec::new();
+    // What was missing when it was last sent, or scraped, is there the next time.
+    until("both tell the same", || {
+        let (metrics, page) = (collector.metrics(), scrape(&target, PLAIN));
+        let is_told_once = |definition: &&Definition| {
+            let name = match definition.kind {
+                Kind::Info => format!("{}_info", definition.name),
+                Kind::Counter | Kind::Gauge | Kind::Histogram => definition.name.to_owned(),
+            };
+            let on_page = definition.sample_names().iter().any(|name| page.has(name, &[]));
+            metrics.contains_key(&name) != on_page
         };
-        let on_page = definition.sample_names().iter().any(|name| page.has(name, &[]));
-        assert_eq!(metrics.contains_key(&name), on_page, "{name}");
-    }
-    let (unit, duration) = &metrics["vireo_io_duration_seconds"];
-    let Data::Histogram(duration) = duration else { panic!("a histogram: {duration:?}") };
-    let count: u64 = duration.data_points.iter().map(|point| point.count).sum();
-    assert!(unit == "s" && count >= 7, "{unit} {count}");
-    assert!(
-        duration.data_points.iter().any(|point| !point.exemplars.is_empty()),
-        "examples come along"
-    );
+        let found: Vec<&str> =
+            ALL.iter().copied().filter(is_told_once).map(|one| one.name).collect();
+        if odd != found {
+            eprintln!("told by one of them: {found:?}");
+            odd = found;
+        }
+        odd.is_empty()
+    });
+    until("latencies, and examples along with them", || {
+        let metrics = collector.metrics();
+        let (unit, duration) = &metrics["vireo_io_duration_seconds"];
+        let Data::Histogram(duration) = duration else { panic!("a histogram: {duration:?}") };
+        assert_eq!(unit, "s");
+        let count: u64 = duration.data_points.iter().map(|point| point.count).sum();
+        count >= 7 && duration.data_points.iter().any(|point| !point.exemplars.is_empty())
+    });
+    let metrics = collector.metrics();
     assert_eq!(metrics["vireo_process_resident_memory_bytes"].0, "By");
 }
