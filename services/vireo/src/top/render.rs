@@ -346,15 +346,12 @@ fn help(frame: &mut Frame<'_>, area: Rect) {
     let (shortest, longest) = (INTERVAL_RANGE.0.as_secs_f64(), INTERVAL_RANGE.1.as_secs_f64());
     let notes = [
         format!(" Latencies: sampled commands of the last {WINDOW_SECONDS:.0} s, fetch to"),
-        " completion. A queue's: of all queues of its controller on".to_owned(),
-        " its worker. DEPTH: rate times mean latency. Q: queues".to_owned(),
-        " used, of those allowed. THR/s: commands that had to wait".to_owned(),
-        " for a limit; WAIT: how long, on average. B/s: in powers".to_owned(),
-        format!(
-            " of 1024. Intervals: {} to {}. Bars: the last minute.",
-            interval(shortest),
-            interval(longest)
-        ),
+        " completion; a queue's are of all queues that its".to_owned(),
+        " controller has on its worker. DEPTH: rate times mean".to_owned(),
+        " latency. Q: queues used, of those allowed. THR/s:".to_owned(),
+        " commands that had to wait for a limit; WAIT: how long,".to_owned(),
+        " on average. B/s: powers of 1024. Bars: the last minute.".to_owned(),
+        format!(" Intervals: {} to {}.", interval(shortest), interval(longest)),
     ];
     // What there is no room for are the notes.
     let room = usize::from(area.height).saturating_sub(lines.len() + 2);

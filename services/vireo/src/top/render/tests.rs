@@ -127,6 +127,11 @@ fn help_filter_and_pause_are_seen() {
         let text = screen(&mut model, width, height);
         assert!(text.contains("sort the other way round") && text.contains("quit"), "{text}");
     }
+    // No line of it is cut off.
+    let text = screen(&mut model, 80, 30);
+    for part in ["fetch to  ", "how long,", "the last minute.", "Intervals: 0.1 s to 60 s."] {
+        assert!(text.contains(part), "{part} in\n{text}");
+    }
     press(&mut model, '?');
     press(&mut model, '/');
     press(&mut model, 'z');
