@@ -10,9 +10,10 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Once};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Status};
+use tracing_subscriber::registry;
 use vireo_api::opi::malloc_volume_service_client::MallocVolumeServiceClient;
 use vireo_api::opi::{DeleteMallocVolumeRequest, MallocVolume, StatsMallocVolumeRequest};
 use vireo_api::v1::volume_service_client::VolumeServiceClient;
@@ -49,6 +50,10 @@ impl Write for Log {
 
 /// Collects what this thread logs, until the guard is dropped.
 fn listen() -> (Log, tracing::subscriber::DefaultGuard) {
+    // While there is one subscriber only, a line that another test's thread comes to first is asked about of that thread's
+    // alone, which has none: nobody would ever get it. This one is the second for all that follow.
+    static SECOND: Once = Once::new();
+    SECOND.call_once(|| tracing::subscriber::set_global_default(registry()).expect("the first"));
     let log = Log::default();
     let writer = log.clone();
     let subscriber = tracing_subscriber::fmt().json().with_writer(move || writer.clone()).finish();
