@@ -91,7 +91,7 @@ fn a_killed_worker_gives_its_queue_pair_up() {
     let drive = Target::start(&(one_memory_namespace(&["drive"]) + "queues = 2\n"));
     let target = Target::start(&on_drive(&drive.endpoint("drive"), ""));
     for round in 0..3_u64 {
-        let mut client = Client::connect(&target, "vm0");
+        let mut client = Client::connect_waiting(&target, "vm0", Duration::from_secs(2));
         let stamp = [round as u8 + 1; 4096];
         client.write(round * 8, 0, &stamp);
         await_leases(&target, 1);

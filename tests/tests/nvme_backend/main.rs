@@ -64,17 +64,24 @@ struct Client {
 }
 
 impl Client {
+    /// A target that stalls with its machine is none that failed: it has all the time that a test has.
     #[track_caller]
     fn connect(target: &Target, endpoint: &str) -> Self {
+        Self::connect_waiting(target, endpoint, PATIENCE)
+    }
+
+    /// One that waits no longer than this for an admin command, as for the deletion of queues whose worker is dead.
+    #[track_caller]
+    fn connect_waiting(target: &Target, endpoint: &str, admin_timeout: Duration) -> Self {
         let address = format!("vfio-user:{}", target.endpoint(endpoint).display());
-        // A target that stalls with its machine is none that failed.
-        let (connect_timeout, admin_timeout) = (PATIENCE, PATIENCE);
-        let options = Options { connect_timeout, admin_timeout, ..Options::default() };
-        let controller = within(PATIENCE, || Controller::connect_with(&address, &options).ok());
-        let controller = controller.expect("the endpoint takes a client");
-        let namespace = controller.namespace(NSID).expect("namespace");
-        let queue = controller.queue_pair(&QueueOptions::default()).expect("queue");
-        Self { controller, namespace, queue }
+        let options = Options { connect_timeout: PATIENCE, admin_timeout, ..Options::default() };
+        let client = within(PATIENCE, || {
+            let controller = Controller::connect_with(&address, &options).ok()?;
+            let namespace = controller.namespace(NSID).ok()?;
+            let queue = controller.queue_pair(&QueueOptions::default()).ok()?;
+            Some(Self { controller, namespace, queue })
+        });
+        client.expect("the endpoint takes a client")
     }
 
     /// Memory for `len` bytes that starts `offset` bytes into a page.
