@@ -35,7 +35,7 @@ use engine::Engine;
 use ipc::event::EventFd;
 use ipc::guest_memory::{Region, RegionId, RegionTable};
 use lessor::Lessor;
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use shared::Shared;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -118,7 +118,7 @@ impl NvmeDevice {
         let readable = || EpollEvent::new(EpollFlags::EPOLLIN, 0);
         events.add(&wake, readable()).map_err(system("epoll_ctl"))?;
         if let Some(interrupt) = found.queue.event() {
-            events.add(interrupt, readable()).map_err(system("epoll_ctl"))?;
+            events.add(interrupt, edges()).map_err(system("epoll_ctl"))?;
         }
         let flags = Flags {
             news: Arc::new(AtomicBool::new(false)),
@@ -253,8 +253,7 @@ impl NvmeDevice {
             self.openings |= matches!(told, Told::Found(_) | Told::Unleased(_) | Told::Freed);
             if let Told::Found(found) = &told
                 && let Some(interrupt) = found.queue.event()
-                && let Err(error) =
-                    self.events.add(interrupt, EpollEvent::new(EpollFlags::EPOLLIN, 0))
+                && let Err(error) = self.events.add(interrupt, edges())
             {
                 tracing::warn!(%error, "interrupts of the drive are not heard");
             }
@@ -262,6 +261,11 @@ impl NvmeDevice {
         }
         ended
     }
+}
+
+/// Waits for the next signal of a drive, whether earlier ones were read or not.
+fn edges() -> EpollEvent {
+    EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 0)
 }
 
 impl Channel for NvmeDevice {
@@ -322,9 +326,8 @@ impl Channel for NvmeDevice {
         self.engine.acknowledge();
         // What is signalled from here on ends the sleep; what came before is seen here.
         self.wake.drain().ok();
-        if let Some(event) = self.engine.queue().and_then(|queue| queue.event()) {
-            event.drain().ok();
-        }
+        // Edges of the interrupt are taken, it is never read: a foreign target has it, too, and could make that block.
+        self.events.wait(&mut [EpollEvent::empty(); 2], EpollTimeout::ZERO).ok();
         let completed = self.engine.queue().is_some_and(|queue| queue.has_completion());
         !completed && !self.flags.news.load(Ordering::Acquire)
     }
