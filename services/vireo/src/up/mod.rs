@@ -26,6 +26,8 @@ use std::time::{Duration, Instant};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
+/// A keeper that wakes so much later than it meant to does not take the silence of others for a hang.
+const LATE: Duration = Duration::from_secs(1);
 /// How long the services of one kind may take to become ready. A file of a terabyte that is made takes seconds.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the services of one kind may take to stop before they are killed.
@@ -251,7 +253,11 @@ impl Keeper {
             () = tokio::time::sleep_until(next.into()) => {
                 // What is in the socket already counts.
                 self.notified()?;
-                self.kill_hanging();
+                match next.elapsed() < LATE {
+                    true => self.kill_hanging(),
+                    // So were the services: the machine stood still, or was moved.
+                    false => self.services.iter_mut().for_each(Service::excuse_silence),
+                }
                 self.restart()?;
             }
         }

@@ -142,6 +142,13 @@ impl Service {
         self.process()?.fed.map(|fed| fed + WATCHDOG)
     }
 
+    /// Its silence counts from now on.
+    pub fn excuse_silence(&mut self) {
+        if let State::Running(process) = &mut self.state {
+            process.fed = process.fed.map(|_| Instant::now());
+        }
+    }
+
     /// Kills it if it hangs; true if it did. Its death is told by its pidfd, as any other.
     pub fn kill_if_hanging(&mut self, now: Instant) -> bool {
         let hangs = self.hangs_at().is_some_and(|at| at <= now);
@@ -250,9 +257,14 @@ mod tests {
         service.start(&[]).unwrap();
         let later = Instant::now() + 2 * WATCHDOG;
         assert!(!service.kill_if_hanging(later), "it never fed it");
+        service.excuse_silence();
+        assert_eq!(service.hangs_at(), None, "it is not held to it");
         service.hear(true, true);
         assert!(service.is_ready());
         assert!(!service.kill_if_hanging(Instant::now()), "just fed");
+        let hangs = service.hangs_at();
+        service.excuse_silence();
+        assert!(service.hangs_at() > hangs, "it has all the time again");
         assert!(service.kill_if_hanging(later));
         assert!(!service.kill_if_hanging(later), "once is enough");
         assert_eq!(wait_for_death(&mut service), "killed by SIGKILL");
