@@ -43,7 +43,7 @@ mkdir -p $work/run $work/state
 ./vireo up --config $work/vireo.toml >$work/log 2>&1 &
 up=$!
 trap 'tail -n 40 $work/log' EXIT
-within 40 grep -q '^ready' $work/log
+within 60 grep -q '^ready' $work/log
 
 # verify NAME OPTION...: load whose every block is checked.
 verify() {
@@ -61,7 +61,7 @@ if grep -q 'data goes through buffers' $work/log; then exit 1; fi
 leased() { timeout 30 ./vireo status --config $work/vireo.toml -o json | grep -q 'lease of nv0'; }
 (timeout 60 ./vireo perf "vfio-user:$work/run/vm0" --depth 8 --io-timeout 20s --time 8s >$work/leased 2>&1 || true) &
 load=$!
-within 8 leased || { echo 'the worker has no queue pair of the drive'; exit 1; }
+within 60 leased || { echo 'the worker has no queue pair of the drive'; exit 1; }
 timeout 40 tail --pid=$load -f /dev/null
 
 served() { timeout 30 ./vireo status --config $work/vireo.toml >/dev/null; }
@@ -74,7 +74,7 @@ successor() {
     before=$(pgrep -f "vireo-$2.*--name $1")
     kill -KILL "$before"
     another() { now=$(pgrep -f "vireo-$2.*--name $1") && [ "$now" != "$before" ]; }
-    within 20 another "$@"
+    within 60 another "$@"
     timeout 60 tail --pid=$load -f /dev/null || { echo "a client hangs after $1 was killed"; exit 1; }
     within 60 served
 }
@@ -89,7 +89,7 @@ load=$!
 sleep 2
 timeout 20 bash -c "echo 1 >/sys/bus/pci/devices/$address/remove" || { echo 'the kernel waits for the drive'; exit 1; }
 [ ! -e "/sys/bus/pci/devices/$address" ]
-within 10 grep -q 'drive lost' $work/log
+within 60 grep -q 'drive lost' $work/log
 timeout 40 tail --pid=$load -f /dev/null || { echo 'a client of a lost drive hangs'; exit 1; }
 
 kill -TERM $up

@@ -53,7 +53,7 @@ impl Guest {
         );
         fs::write(&path, text).expect("write script");
         let (arguments, files) = (Vec::new(), Vec::new());
-        Self { directory, script: path, arguments, files, seconds: 240, control: false }
+        Self { directory, script: path, arguments, files, seconds: 400, control: false }
     }
 
     /// A vfio-user drive served in this directory; the first is nvme0.
@@ -107,7 +107,7 @@ impl Guest {
         arguments.iter().fold(self, |guest, argument| guest.option("--qemu", argument))
     }
 
-    /// Time limit in seconds; 240 unless said.
+    /// Time limit in seconds; 400 unless said.
     pub fn seconds(mut self, seconds: u64) -> Self {
         self.seconds = seconds;
         self
@@ -232,7 +232,7 @@ impl RunningGuest {
         let (stream, _) = stream.expect("QEMU connects to the control socket");
         stream.set_nonblocking(false).expect("blocking");
         // Boot and whatever the script does before its next line.
-        stream.set_read_timeout(Some(Duration::from_secs(180))).expect("read timeout");
+        stream.set_read_timeout(Some(Duration::from_secs(300))).expect("read timeout");
         let lines = BufReader::new(stream.try_clone().expect("second descriptor"));
         Control { stream, lines }
     }

@@ -9,7 +9,7 @@ use crate::{FUNCTIONS, two_devices};
 fn nvme_cli_finds_what_is_configured_and_sets_what_can_be_set() {
     let target = Target::start(&two_devices("", ""));
     let script = r#"
-within 20 namespace 1 && within 20 namespace 2
+within 60 namespace 1 && within 60 namespace 2
 memory=$(namespace 1)
 
 nvme id-ctrl /dev/nvme0 -o json >/tmp/ctrl
@@ -65,7 +65,7 @@ expect "$sum" "$(dd if="$memory" bs=1M count=1 iflag=direct status=none | sha256
 verify "$(namespace 2)" 2M
 nvme set-feature /dev/nvme0 --namespace-id=1 --feature-id=0x84 --value=0
 nvme ns-rescan /dev/nvme0
-within 5 sh -c "[ \$(blockdev --getro $memory) = 0 ]"
+within 60 sh -c "[ \$(blockdev --getro $memory) = 0 ]"
 verify "$memory" 2M
 
 # I/O commands by hand.

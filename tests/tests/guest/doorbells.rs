@@ -7,7 +7,7 @@ use crate::{FUNCTIONS, two_devices};
 
 /// Verified I/O on several queues at once, and resets in between.
 const MANY_QUEUES: &str = r#"
-within 20 namespace 1 && within 20 namespace 2
+within 60 namespace 1 && within 60 namespace 2
 queues=$(ls -d /sys/block/"$(basename "$(namespace 1)")"/mq/* | wc -l)
 expect "$(nproc)" "$queues"
 verify "$(namespace 1)" 6M --numjobs=4 --offset_increment=16M --group_reporting --cpus_allowed=0-3 --cpus_allowed_policy=split
@@ -50,7 +50,7 @@ fn many_queues_with_shadow_doorbells() {
 fn a_guest_behind_its_own_iommu_maps_page_by_page() {
     let target = Target::start(&two_devices("", ""));
     let script = r#"
-within 20 namespace 1
+within 60 namespace 1
 [ -e /sys/class/nvme/nvme0/device/iommu_group ]
 verify "$(namespace 1)" 4M --iodepth=4
 verify "$(namespace 2)" 2M --iodepth=4

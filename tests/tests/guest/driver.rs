@@ -24,7 +24,7 @@ fn vireo_perf_and_identify_drive_the_guest_s_drive_over_vfio() {
 
 /// A controller that was not written here, described over VFIO.
 const FOREIGN: &str = r#"
-within 30 namespace 1 >/dev/null
+within 60 namespace 1 >/dev/null
 address=$(basename "$(readlink -f /sys/class/nvme/nvme0/device)")
 modprobe vfio-pci
 echo "$address" >"/sys/bus/pci/devices/$address/driver/unbind"

@@ -9,7 +9,7 @@ use crate::{FUNCTIONS, two_devices};
 fn data_survives_io_filesystems_formats_and_resets() {
     let target = Target::start(&two_devices("", ""));
     let script = r#"
-within 20 namespace 1 && within 20 namespace 2
+within 60 namespace 1 && within 60 namespace 2
 memory=$(namespace 1) disk=$(namespace 2)
 
 verify "$memory" 24M
@@ -24,7 +24,7 @@ head -c 20M /dev/urandom >/mnt/data
 sum=$(sha256sum </mnt/data)
 sync
 nvme reset /dev/nvme0
-within 10 sh -c 'dd if=/mnt/data of=/dev/null bs=1M count=1 iflag=direct status=none'
+within 60 sh -c 'dd if=/mnt/data of=/dev/null bs=1M count=1 iflag=direct status=none'
 echo 3 >/proc/sys/vm/drop_caches
 expect "$sum" "$(sha256sum </mnt/data)"
 fstrim /mnt
@@ -53,24 +53,24 @@ done
 # The other block size, and back. A format leaves zeroes; the size in bytes stays.
 size=$(blockdev --getsize64 "$memory")
 nvme format /dev/nvme0 --namespace-id=1 --lbaf=1 --ses=1 --force
-within 10 sh -c "[ \$(blockdev --getss $memory) = 4096 ]"
+within 60 sh -c "[ \$(blockdev --getss $memory) = 4096 ]"
 expect "$size" "$(blockdev --getsize64 "$memory")"
 cmp -n 8388608 /dev/zero "$memory"
 verify "$memory" 16M
 nvme format /dev/nvme0 --namespace-id=1 --lbaf=0 --force
-within 10 sh -c "[ \$(blockdev --getss $memory) = 512 ]"
+within 60 sh -c "[ \$(blockdev --getss $memory) = 512 ]"
 verify "$memory" 8M --bsrange=512-16k
 
 # The driver lets go of the drive and takes it again.
 address=$(basename "$(readlink -f /sys/class/nvme/nvme0/device)")
 for round in 1 2; do
     echo "$address" >/sys/bus/pci/drivers/nvme/unbind
-    within 10 sh -c '! ls /sys/class/nvme/nvme* >/dev/null 2>&1'
+    within 60 sh -c '! ls /sys/class/nvme/nvme* >/dev/null 2>&1'
     echo "$address" >/sys/bus/pci/drivers/nvme/bind
-    within 20 sh -c 'ls /sys/class/nvme/nvme*/nvme*n* >/dev/null 2>&1'
+    within 60 sh -c 'ls /sys/class/nvme/nvme*/nvme*n* >/dev/null 2>&1'
 done
 controller=$(basename /sys/class/nvme/nvme*)
-within 20 namespace 2 "$controller"
+within 60 namespace 2 "$controller"
 cmp <(dd if=/tmp/random bs=1M count=1 status=none) <(dd if="$(namespace 2 "$controller")" bs=1M count=1 iflag=direct status=none)
 ! dmesg | grep -iE 'nvme nvme[0-9]+: .*(timeout|abort|failed|unusual)'
 "#;

@@ -9,9 +9,9 @@ use crate::{FUNCTIONS, two_devices};
 fn a_guest_that_is_killed_leaves_the_other_s_verified_io_alone() {
     let target = Target::start(&two_devices("", ""));
     let survivor = r#"
-within 20 namespace 1
+within 60 namespace 1
 tell ready
-end=$((SECONDS + 60))
+end=$((SECONDS + 200))
 while ! read -t 0.01 -r -u 9 line; do
     verify "$(namespace 1)" 4M
     [ "$SECONDS" -lt "$end" ]
@@ -21,9 +21,9 @@ verify "$(namespace 1)" 8M
 ! dmesg | grep -iE 'nvme nvme[0-9]+: .*(timeout|abort|failed|unusual)'
 "#;
     let victim = r#"
-within 20 namespace 1 && within 20 namespace 2
+within 60 namespace 1 && within 60 namespace 2
 fio --name=load --filename="$(namespace 1):$(namespace 2)" --ioengine=libaio --direct=1 --iodepth=64 --rw=randwrite --bs=16k \
-    --offset=64M --size=32M --time_based --runtime=60 --output=/dev/null &
+    --offset=64M --size=32M --time_based --runtime=200 --output=/dev/null &
 sleep 1
 tell busy
 wait
@@ -37,7 +37,7 @@ wait
     victim.kill();
     // The endpoint of the dead one serves the next guest.
     let next =
-        format!("{FUNCTIONS}within 20 namespace 1\nverify \"$(namespace 1)\" 2M --offset=64M\n");
+        format!("{FUNCTIONS}within 60 namespace 1\nverify \"$(namespace 1)\" 2M --offset=64M\n");
     Guest::new(&next).drive(target.endpoint("vm1")).run();
     survivor.tell("finish");
     survivor.finish();
@@ -48,7 +48,7 @@ wait
 fn two_controllers_of_one_subsystem_share_their_namespaces() {
     let target = Target::start(&two_devices("", ""));
     let script = r#"
-within 20 namespace 1 nvme0 && within 20 namespace 1 nvme1
+within 60 namespace 1 nvme0 && within 60 namespace 1 nvme1
 one=$(namespace 1 nvme0) other=$(namespace 1 nvme1)
 [ "$one" != "$other" ]
 expect "$(cat /sys/class/nvme/nvme0/subsysnqn)" "$(cat /sys/class/nvme/nvme1/subsysnqn)"
@@ -64,7 +64,7 @@ expect "$(sum "$one" 64)" "$(sum "$other" 64)"
 expect "$(sum "$one" 16)" "$(sum "$other" 16)"
 # A format by one is seen by the other.
 nvme format /dev/nvme0 --namespace-id=1 --lbaf=1 --force
-within 10 sh -c "[ \$(blockdev --getss $other) = 4096 ]"
+within 60 sh -c "[ \$(blockdev --getss $other) = 4096 ]"
 verify "$other" 4M
 # A reset of one leaves the other alone.
 (verify "$other" 8M) &
@@ -82,7 +82,7 @@ verify "$one" 2M
 fn a_worker_that_dies_costs_a_guest_a_reset_and_a_backend_not_even_that() {
     let target = Target::start(&two_devices("", ""));
     let script = r#"
-within 20 namespace 1
+within 60 namespace 1
 verify "$(namespace 1)" 2M
 tell ready
 expect backend "$(await)"
@@ -91,7 +91,7 @@ tell lived
 expect worker "$(await)"
 # The driver notices a failed controller, resets it, and goes on.
 alive() { dd if="$(namespace 1)" of=/dev/null bs=4k count=1 iflag=direct status=none; }
-within 40 alive
+within 60 alive
 verify "$(namespace 1)" 4M
 tell done
 "#;

@@ -80,24 +80,24 @@ fn the_driver_sees_namespaces_come_grow_and_go_and_neither_limits_nor_pauses() {
     let third = "[[subsystem.namespace]]\nnsid = 3\nbdev = \"disk\"\n";
     let target = Target::start(&tables("64MiB", ""));
     let script = r#"
-within 20 namespace 1
+within 60 namespace 1
 first=$(namespace 1)
 # Verified I/O on the first namespace all the time.
 (verify "$first" 32M --time_based=0 --loops=3) &
 background=$!
 tell ready
 expect added "$(await)"
-within 10 namespace 2 && within 10 namespace 3
+within 60 namespace 2 && within 60 namespace 3
 verify "$(namespace 2)" 8M
 verify "$(namespace 3)" 8M
 tell used
 expect grown "$(await)"
-within 10 sh -c "[ \$(blockdev --getsize64 $first) = $((96 << 20)) ]"
+within 60 sh -c "[ \$(blockdev --getsize64 $first) = $((96 << 20)) ]"
 tell seen
 expect removed "$(await)"
-within 10 sh -c '! ls /sys/class/nvme/nvme0/ | grep -q "nvme0n[23]$"' || true
+within 60 sh -c '! ls /sys/class/nvme/nvme0/ | grep -q "nvme0n[23]$"' || true
 gone() { ! namespace 2 >/dev/null && ! namespace 3 >/dev/null; }
-within 10 gone
+within 60 gone
 wait $background
 # The new blocks hold data.
 verify "$first" 8M --offset=80M

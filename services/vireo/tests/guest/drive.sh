@@ -40,7 +40,7 @@ bind() {
     echo "$address" >/sys/bus/pci/drivers_probe
 }
 
-within 30 namespace 1 >/dev/null
+within 60 namespace 1 >/dev/null
 drive=$(namespace 1)
 address=$(basename "$(readlink -f /sys/class/nvme/nvme0/device)")
 target=pcie:$address
@@ -78,7 +78,7 @@ user 32 interrupt
 
 # The kernel takes it back, and reads what vireo perf wrote.
 bind nvme
-within 30 namespace 1 >/dev/null
+within 60 namespace 1 >/dev/null
 drive=$(namespace 1)
 [ "$(dd if="$drive" bs=4 count=1 iflag=fullblock status=none)" = VpF1 ]
 if dmesg | grep -iE 'DMAR:.*fault|nvme nvme[0-9]+: .*(timeout|abort|failed)'; then exit 1; fi
