@@ -14,7 +14,7 @@ fn vireo_perf_and_identify_drive_the_guest_s_drive_over_vfio() {
         .iommu()
         .drive(target.endpoint("vm0"))
         .file(program("vireo"))
-        .seconds(300)
+        .seconds(400)
         .run();
     for word in ["serial number             TEST0001", "kernel, fio", "vireo perf, polled"] {
         assert!(output.contains(word), "{word} in\n{output}");

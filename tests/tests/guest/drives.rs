@@ -14,7 +14,7 @@ fn a_target_in_a_guest_serves_an_emulated_drive_over_vfio() {
     let image = directory.path().join("drive.img");
     File::create(&image).and_then(|file| file.set_len(64 << 20)).expect("make an image");
     let programs = ["vireo", "vireo-backend", "vireo-worker", "vireo-frontend", "vireo-manager"];
-    let guest = Guest::new(SCRIPT).iommu().cpus(2).seconds(280).emulated_drive(&image);
+    let guest = Guest::new(SCRIPT).iommu().cpus(2).seconds(400).emulated_drive(&image);
     let guest = programs.into_iter().fold(guest, |guest, name| guest.file(program(name)));
     let output = guest.run();
     let killed = ["after the worker was killed: ", "after the backend was killed: "];

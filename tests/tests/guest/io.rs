@@ -75,6 +75,6 @@ cmp <(dd if=/tmp/random bs=1M count=1 status=none) <(dd if="$(namespace 2 "$cont
 ! dmesg | grep -iE 'nvme nvme[0-9]+: .*(timeout|abort|failed|unusual)'
 "#;
     let script = format!("{FUNCTIONS}{script}");
-    Guest::new(&script).drive(target.endpoint("vm0")).seconds(300).run();
+    Guest::new(&script).drive(target.endpoint("vm0")).seconds(400).run();
     assert!(target.stop().success());
 }

@@ -113,7 +113,7 @@ tell done
 "#;
     let script = format!("{FUNCTIONS}{script}");
     let mut guest =
-        Guest::new(&script).drive(target.endpoint("vm0")).controlled().seconds(180).start();
+        Guest::new(&script).drive(target.endpoint("vm0")).controlled().seconds(400).start();
     guest.expect_line("ready");
     target.reload_ok(&tables("64MiB", &format!("{second}{third}")));
     guest.tell("added");
