@@ -12,6 +12,8 @@ use super::tally::{Tally, Timeline};
 
 /// Completions taken before the controller is told of what they made room for.
 const BATCH: usize = 16;
+/// Nanoseconds that a turn does not take.
+const HELD_UP: u64 = 2_000;
 /// Completions between two looks at the clock within a batch.
 const CLOCK_EVERY: usize = 8;
 /// Descriptions of damage or errors that are kept.
@@ -30,8 +32,6 @@ struct Ended {
     slot: u32,
     write: bool,
     good: bool,
-    /// When it was seen to be over, and its successor began.
-    seen: u64,
 }
 
 /// What a lane counted.
@@ -151,25 +151,27 @@ impl Lane {
         &self.queue
     }
 
-    /// Starts I/Os on idle slots and takes completions, each of which starts the next. Returns how many it took.
+    /// Starts I/Os on idle slots and takes completions, each of which starts the next, after up to `looks` whether there
+    /// are some. Returns how many it took.
     #[inline]
-    pub fn turn(&mut self, clock: &Clock) -> usize {
+    pub fn turn(&mut self, clock: &Clock, looks: u32) -> usize {
         if !self.idle.is_empty() {
             self.start_idle(clock);
         }
         if self.pace.is_some() || self.checking.is_some() || self.stopping {
             return self.take(clock);
         }
-        let (mut taken, mut ended) = (0, 0);
-        let mut seen = None;
-        while taken < BATCH {
-            if taken % CLOCK_EVERY == 0 {
-                // Before the completion is taken: reading the clock takes as long as all that follows, and goes on beside it.
-                seen = self.queue.has_completion().then(|| clock.now());
+        let before = clock.now();
+        for _ in 0..looks {
+            if self.queue.has_completion() {
+                break;
             }
+        }
+        let (mut taken, mut ended) = (0, 0);
+        // To be told of the first comes before thinking of what may follow a second.
+        while taken == 0 || (taken < BATCH && self.queue.has_completion()) {
             let Some(next) = self.repeat() else { break };
             taken += 1;
-            let now = *seen.get_or_insert_with(|| clock.now());
             let (slot, good) = match next {
                 Next::Repeated(token) => (token as u32, true),
                 Next::Over(Completed { token, buffer, result }) => {
@@ -178,7 +180,7 @@ impl Lane {
             };
             let Some(flight) = self.flights.get_mut(slot as usize) else { continue };
             if let Some(last) = self.ended.get_mut(ended) {
-                *last = Ended { slot, write: flight.access.write, good, seen: now };
+                *last = Ended { slot, write: flight.access.write, good };
                 ended += 1;
             }
             flight.access = self.upcoming;
@@ -186,7 +188,7 @@ impl Lane {
         }
         self.queue.ring();
         if ended > 0 {
-            self.count(clock, ended);
+            self.count(clock, before, ended);
         }
         taken
     }
@@ -223,14 +225,18 @@ impl Lane {
         (slot, good)
     }
 
-    /// Counts what ended, and thinks of what comes next, while the controller is at work.
+    /// Counts what ended, and thinks of what comes next, while the controller is at work. What was told to the controller
+    /// a moment ago begins now, unless that is much later than `before`, when nothing had ended yet: this thread was held
+    /// up, and nothing may seem faster than it was.
     #[inline]
-    fn count(&mut self, clock: &Clock, ended: usize) {
-        for &Ended { slot, write, good, seen } in self.ended.iter().take(ended) {
+    fn count(&mut self, clock: &Clock, before: u64, ended: usize) {
+        let now = clock.now();
+        let begun = if clock.nanos(before, now) < HELD_UP { now } else { before };
+        for &Ended { slot, write, good } in self.ended.iter().take(ended) {
             let Some(flight) = self.flights.get_mut(slot as usize) else { continue };
-            let start = std::mem::replace(&mut flight.start, seen);
+            let start = std::mem::replace(&mut flight.start, begun);
             if good {
-                self.counts.count(write, clock.nanos(start, seen));
+                self.counts.count(write, clock.nanos(start, now));
             }
         }
         self.think();
