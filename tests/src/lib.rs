@@ -9,6 +9,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod admin_client;
 pub mod client;
 pub mod command;
 pub mod cores;

@@ -1,41 +1,10 @@
 //! The admin client against a running target: what a person does in a day, and what goes wrong.
 
 use serde_json::Value;
-use std::process::{Command, Output};
+use std::process::Command;
+use vireo_tests::admin_client::{json, ok, refused, vireo};
 use vireo_tests::target::{Target, one_memory_namespace, program, run};
 use vireo_tests::wait::until;
-
-/// `vireo` with the target's runtime directory.
-fn vireo(target: &Target, arguments: &[&str]) -> Output {
-    let mut command = Command::new(program("vireo"));
-    command.args(arguments).arg("--runtime-dir").arg(target.site().run_dir());
-    run(command)
-}
-
-/// Standard output of a command that succeeds.
-#[track_caller]
-fn ok(target: &Target, arguments: &[&str]) -> String {
-    let output = vireo(target, arguments);
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    assert!(output.status.success(), "{arguments:?}: {}{}", text(&output.stderr), target.log());
-    text(&output.stdout)
-}
-
-#[track_caller]
-fn json(target: &Target, arguments: &[&str]) -> Value {
-    let text = ok(target, &[arguments, &["-o", "json"]].concat());
-    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {text}"))
-}
-
-/// The one line of a command that fails with status 1.
-#[track_caller]
-fn refused(target: &Target, arguments: &[&str]) -> String {
-    let output = vireo(target, arguments);
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {text}");
-    assert!(output.stdout.is_empty(), "{arguments:?}");
-    text
-}
 
 #[test]
 fn a_drive_is_made_used_grown_and_taken_away() {

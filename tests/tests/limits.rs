@@ -1,11 +1,10 @@
 //! Limits and pauses between real processes, by configuration, admin client and API, while clients do I/O.
 
 use nvme_spec::{Lba, Nsid, NvmOpcode};
-use serde_json::Value;
-use std::process::{Command, Output};
 use std::time::{Duration, Instant};
+use vireo_tests::admin_client::{json, ok, refused, vireo};
 use vireo_tests::host::{Host, Neighbour, commands};
-use vireo_tests::target::{Target, configuration, one_memory_namespace, program, run};
+use vireo_tests::target::{Target, configuration, one_memory_namespace};
 use vireo_tests::wait::{one_of, until};
 
 const NSID: Nsid = Nsid(1);
@@ -13,33 +12,6 @@ const NSID: Nsid = Nsid(1);
 const DEPTH: usize = 8;
 /// What a limit saves up, in seconds.
 const BURST: f64 = 0.1;
-
-fn vireo(target: &Target, arguments: &[&str]) -> Output {
-    let mut command = Command::new(program("vireo"));
-    command.args(arguments).arg("--runtime-dir").arg(target.site().run_dir());
-    run(command)
-}
-
-#[track_caller]
-fn ok(target: &Target, arguments: &[&str]) -> String {
-    let output = vireo(target, arguments);
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    assert!(output.status.success(), "{arguments:?}: {}{}", text(&output.stderr), target.log());
-    text(&output.stdout)
-}
-
-#[track_caller]
-fn json(target: &Target, arguments: &[&str]) -> Value {
-    let text = ok(target, &[arguments, &["-o", "json"]].concat());
-    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {text}"))
-}
-
-#[track_caller]
-fn refused(target: &Target, arguments: &[&str]) -> String {
-    let output = vireo(target, arguments);
-    assert_eq!(output.status.code(), Some(1), "{arguments:?}");
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
 
 fn pause_state(target: &Target, controller: &str) -> String {
     let shown = json(target, &["controller", "get", controller]);

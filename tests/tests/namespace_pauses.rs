@@ -2,9 +2,9 @@
 
 use nvme_spec::{Iova, Lba, Nsid, NvmOpcode};
 use serde_json::Value;
-use std::process::{Command, Output};
+use vireo_tests::admin_client::{refused, vireo};
 use vireo_tests::host::{Host, Neighbour, commands};
-use vireo_tests::target::{Target, configuration, program, run};
+use vireo_tests::target::{Target, configuration};
 use vireo_tests::wait::{PATIENCE, until, within};
 
 /// In memory; a lease.
@@ -26,12 +26,6 @@ fn start() -> Target {
     Target::start(&configuration(&text))
 }
 
-fn vireo(target: &Target, arguments: &[&str]) -> Output {
-    let mut command = Command::new(program("vireo"));
-    command.args(arguments).arg("--runtime-dir").arg(target.site().run_dir());
-    run(command)
-}
-
 /// What it prints once it succeeds: it is refused where a process was too slow for it.
 #[track_caller]
 fn ok(target: &Target, arguments: &[&str]) -> String {
@@ -50,13 +44,6 @@ fn ok(target: &Target, arguments: &[&str]) -> String {
 fn json(target: &Target, arguments: &[&str]) -> Value {
     let text = ok(target, &[arguments, &["-o", "json"]].concat());
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {text}"))
-}
-
-#[track_caller]
-fn refused(target: &Target, arguments: &[&str]) -> String {
-    let output = vireo(target, arguments);
-    assert_eq!(output.status.code(), Some(1), "{arguments:?}");
-    String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 fn is_paused(target: &Target, name: &str) -> bool {
