@@ -1,6 +1,8 @@
 //! Queues as a worker holds them: position, memory, state. On the hot path.
 
-use ipc::guest_memory::{Access, DmaFaultKind, GuestMemory, HostSlice, MemRange, RegionTable};
+use ipc::guest_memory::{
+    Access, DmaFaultKind, GuestMemory, Hint, HostSlice, MemRange, RegionTable,
+};
 use ipc::iova::Iova;
 use nvme::queue::completion::CompletionQueue;
 use nvme::queue::submission::SubmissionQueue;
@@ -79,13 +81,15 @@ pub struct QueueMemory {
     access: Access,
     /// The whole queue as one range, or one range for each page of it; empty if not found yet.
     ranges: Vec<MemRange>,
+    /// Where the whole of it was found, if it is contiguous here.
+    hint: Hint,
 }
 
 impl QueueMemory {
     /// Memory of `bytes` at `base`, which is not looked for yet. Allocates.
     pub fn new(base: Iova, bytes: u64, access: Access) -> Self {
         let ranges = Vec::with_capacity(bytes.div_ceil(PIECE) as usize);
-        Self { base, bytes, access, ranges }
+        Self { base, bytes, access, ranges, hint: Hint::default() }
     }
 
     /// Whether the memory is at hand.
@@ -103,6 +107,12 @@ impl QueueMemory {
         size > 0 && self.bytes > 0 && iova.0 <= last && self.base.0 <= end
     }
 
+    /// Asks for the line at `offset`, if the queue is contiguous here.
+    #[inline(always)]
+    pub fn prefetch(&self, offset: u64) {
+        self.hint.prefetch(offset as usize);
+    }
+
     /// Finds the memory anew before its next use.
     pub fn forget(&mut self) {
         self.ranges.clear();
@@ -118,7 +128,11 @@ impl QueueMemory {
                 // The table is just being changed, by a writer that is about to be done.
                 Err(DmaFaultKind::Busy) => std::hint::spin_loop(),
                 Err(_) => break,
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    let whole = self.contiguous(memory.regions()).map(|whole| whole.hint());
+                    self.hint = whole.unwrap_or_default();
+                    return Ok(());
+                }
             }
         }
         self.ranges.clear();

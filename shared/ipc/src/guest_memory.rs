@@ -17,7 +17,7 @@ mod tests;
 pub use crate::dma_table::{Access, RegionId};
 pub use memory::{DmaFault, DmaFaultKind, GuestMemory};
 pub use region::{Region, RegionError, RegionKey, RegionPolicy};
-pub use slice::{HostSlice, Line, LineAt};
+pub use slice::{Hint, HostSlice, Line, LineAt};
 pub use table::RegionTable;
 
 /// A range of one region: what travels in rings and lists instead of pointers. Whoever takes one out of shared memory

@@ -61,6 +61,8 @@ impl Controller {
         if tail == sq.position.head() || sq.state != State::Active {
             return 0;
         }
+        // It comes while the checks before its use are made.
+        sq.memory.prefetch(u64::from(sq.position.head()) * SQE);
         self.serve_rung(qid, tail, now)
     }
 

@@ -73,6 +73,40 @@ impl LineAt<'_> {
     }
 }
 
+/// Where memory was when it was last looked at, for asking for its lines ahead of time. It promises nothing: the memory
+/// may be gone, then nothing happens.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Hint(usize);
+
+impl Hint {
+    /// Asks for the line at `offset` to be brought into the first-level cache.
+    #[inline(always)]
+    pub fn prefetch(self, offset: usize) {
+        prefetch::<FIRST_LEVEL>(std::ptr::without_provenance(self.0.wrapping_add(offset)));
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+const FIRST_LEVEL: i32 = std::arch::x86_64::_MM_HINT_T0;
+#[cfg(target_arch = "x86_64")]
+const SECOND_LEVEL: i32 = std::arch::x86_64::_MM_HINT_T1;
+#[cfg(not(target_arch = "x86_64"))]
+const FIRST_LEVEL: i32 = 0;
+#[cfg(not(target_arch = "x86_64"))]
+const SECOND_LEVEL: i32 = 1;
+
+/// A hint: it changes nothing and cannot fault.
+#[inline(always)]
+fn prefetch<const LEVEL: i32>(line: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch never faults, wherever it points.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<LEVEL>(line.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
+}
+
 /// A range of mapped memory that the guest, or another process, may change at any moment. It stays mapped for `'a`.
 ///
 /// Bulk operations are one memcpy each; what they copy while another writes is any mix of old and new bytes. If the
@@ -190,16 +224,15 @@ impl<'a> HostSlice<'a> {
         self.prefetch_line(0);
     }
 
+    /// To ask for lines of it without looking where it is again.
+    #[must_use]
+    pub fn hint(&self) -> Hint {
+        Hint(self.base.as_ptr() as usize)
+    }
+
     #[inline]
     fn prefetch_line(&self, offset: usize) {
-        #[cfg(target_arch = "x86_64")]
-        {
-            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-            // SAFETY: a prefetch never faults, wherever it points; wrapping_add makes no claim of its own.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(self.base.as_ptr().wrapping_add(offset).cast()) };
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = offset;
+        prefetch::<SECOND_LEVEL>(self.base.as_ptr().wrapping_add(offset));
     }
 
     /// Whether the bytes equal `bytes`, which is as long.
