@@ -18,6 +18,7 @@ mod steps;
 mod tables;
 mod tally;
 mod trace;
+mod waiting;
 
 use crate::doorbells::Shadow;
 use crate::interrupt::Vectors;

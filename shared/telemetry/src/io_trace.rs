@@ -9,8 +9,9 @@ mod stages;
 pub use stages::Waits;
 
 use crate::capture::Captures;
-use crate::limit::Limit;
+use crate::limit::Limit as Pace;
 use crate::spans::{Context, export, span_data};
+use ipc::layout::limits::Limit;
 use ipc::layout::telemetry::{TraceRecord, TraceSide, trace_reason};
 use ipc::trace::TraceReader;
 use nix::time::{ClockId, clock_gettime};
@@ -141,7 +142,13 @@ fn command(
             _ => SpanKind::Internal,
         };
         let (from, to) = (clock.at(timed.from), clock.at(timed.to));
-        spans.push(span_data(context, parent, timed.name, kind, from, to));
+        let mut span = span_data(context, parent, timed.name, kind, from, to);
+        if let (Stage::Limit, Some(Limit { of_controller, rate })) = (timed.stage, record.limit) {
+            let of = if of_controller { "controller" } else { "namespace" };
+            span.attributes.push(KeyValue::new("vireo.limit.of", of));
+            span.attributes.push(KeyValue::new("vireo.limit.rate", rate.name()));
+        }
+        spans.push(span);
     }
     spans
 }
@@ -254,7 +261,7 @@ pub async fn pump(
 ) {
     let Ok(event) = reader.event().map(Readable) else { return };
     let Ok(event) = register(event) else { return };
-    let limit = Limit::per_second(UNSAMPLED_A_SECOND);
+    let limit = Pace::per_second(UNSAMPLED_A_SECOND);
     loop {
         let clock = WallClock::now();
         while let Some(record) = reader.take() {
@@ -305,6 +312,7 @@ fn register(event: Readable) -> std::io::Result<tokio::io::unix::AsyncFd<Readabl
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ipc::layout::limits::Rate;
     use opentelemetry::trace::SpanId;
 
     fn record(side: TraceSide) -> TraceRecord {
@@ -410,6 +418,31 @@ mod tests {
         assert_eq!(names(&told(&aborted).0), ["nvme read", "fetch", "limit", "complete"]);
         let (_, waited) = told(&TraceRecord { submitted: 1_200, ..record(TraceSide::Worker) });
         assert_eq!(waited, None);
+    }
+
+    #[test]
+    fn the_stage_of_a_limit_says_which_one() {
+        let limited = TraceRecord { held: 1_050, ..record(TraceSide::Worker) };
+        let said = |of_controller, rate| {
+            let limit = Some(Limit { of_controller, rate });
+            let (spans, _) = told(&TraceRecord { limit, ..limited });
+            let said = spans.iter().flat_map(|span| {
+                let attributes = span.attributes.iter();
+                let ours = attributes.filter(|pair| pair.key.as_str().starts_with("vireo.limit"));
+                ours.map(|pair| format!("{}: {}={}", span.name, pair.key, pair.value))
+            });
+            said.collect::<Vec<String>>()
+        };
+        assert_eq!(
+            said(false, Rate::Iops),
+            ["limit: vireo.limit.of=namespace", "limit: vireo.limit.rate=iops"]
+        );
+        assert_eq!(
+            said(true, Rate::ReadBandwidth),
+            ["limit: vireo.limit.of=controller", "limit: vireo.limit.rate=read_bandwidth"]
+        );
+        let (spans, _) = told(&limited);
+        assert!(spans[2].attributes.is_empty(), "it ended before it came to be the first");
     }
 
     #[test]

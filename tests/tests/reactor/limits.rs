@@ -22,6 +22,8 @@ impl Limits {
 
     /// A controller in `row` with queues of `entries`, and a namespace of a memory device.
     pub fn attach(&self, worker: &mut Worker, row: u32, queues: usize, entries: u32) -> Rig {
+        // No machine's clock is where it began.
+        worker.pass(SECOND);
         let (rig, mut controller) = Rig::new(row.into(), queues);
         let fd = self.0.fd().try_clone_to_owned().expect("descriptor");
         controller.limit_by(Segment::open(fd).expect("map"), row);
@@ -46,7 +48,15 @@ impl Limits {
         self.set(&self.0.namespaces[row], rate, value, worker, rigs);
     }
 
-    fn controller(&self, row: usize, rate: Rate, value: u64, worker: &mut Worker, rigs: &[&Rig]) {
+    /// The same of a controller.
+    pub fn controller(
+        &self,
+        row: usize,
+        rate: Rate,
+        value: u64,
+        worker: &mut Worker,
+        rigs: &[&Rig],
+    ) {
         self.set(&self.0.controllers[row], rate, value, worker, rigs);
     }
 
@@ -69,7 +79,7 @@ impl Limits {
 /// A guest that keeps reads outstanding.
 pub struct Reader<'a> {
     pub queue: Queue<'a>,
-    command: Box<dyn Fn(u16) -> Command>,
+    read: Command,
     pub outstanding: u16,
     next: u16,
     pub done: u64,
@@ -77,14 +87,19 @@ pub struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     pub fn new(rig: &'a Rig, qid: usize) -> Self {
-        let buffer = rig.buffers(qid);
-        let command = Box::new(move |cid| read(cid, 0, buffer));
-        Self { queue: rig.queue(qid, ENTRIES), command, outstanding: 0, next: 0, done: 0 }
+        Self::of(rig, qid, ENTRIES, Nsid(1))
+    }
+
+    /// Of another namespace, by a queue of another length.
+    pub fn of(rig: &'a Rig, qid: usize, entries: u32, nsid: Nsid) -> Self {
+        let read = Command { nsid, ..read(0, 0, rig.buffers(qid)) };
+        Self { queue: rig.queue(qid, entries), read, outstanding: 0, next: 0, done: 0 }
     }
 
     pub fn fill(&mut self, depth: u16) {
         while self.outstanding < depth {
-            self.queue.push((self.command)(self.next));
+            let cdw0 = self.read.cdw0.with_cid(CommandId(self.next));
+            self.queue.push(Command { cdw0, ..self.read });
             self.next = (self.next + 1) % 1000;
             self.outstanding += 1;
         }
@@ -245,18 +260,10 @@ fn other_namespaces_and_queues_go_on() {
     worker.send(rig.channel(1, null(0)));
     limits.namespace(0, Rate::Iops, 1, &mut worker, &[&rig]);
     // More than there are slots, of the limited namespace.
-    let mut limited = rig.queue(1, entries);
-    (0..entries as u16 - 1).for_each(|cid| limited.push(read(cid, 0, rig.buffers(1))));
-    limited.ring();
-    worker.polls(1000);
-    let mut other = Reader::new(&rig, 2);
-    other.queue = rig.queue(2, entries);
-    let buffer = rig.buffers(2);
-    other.command = Box::new(move |cid| Command { nsid: Nsid(2), ..read(cid, 0, buffer) });
+    let mut limited = worker.overfill(&rig, entries);
+    let mut other = Reader::of(&rig, 2, entries, Nsid(2));
     run(&mut worker, std::slice::from_mut(&mut other), 16, 20 * MILLISECOND);
     assert!(other.done >= 19 * 16, "the other queue finds slots: {}", other.done);
-    let fetched = rig.queues.submission_queues[1].fetched.load(Ordering::Relaxed);
-    assert!((1000..=1100).contains(&fetched), "a queue holds its share: {fetched}");
     // In one queue, commands of another namespace pass those that wait.
     limits.namespace(0, Rate::Iops, 0, &mut worker, &[&rig]);
     worker.polls(5000);
@@ -310,9 +317,7 @@ fn waiting_commands_are_aborted_and_end_with_their_queue() {
     let aborted = Status::ABORT_REQUESTED;
     assert_eq!(statuses(&mut first), [(3, aborted), (1, aborted)]);
 
-    let row = &rig.layout.submission_queues[1];
-    row.state.store(ipc::layout::controller::QueueState::Deleting as u32, Ordering::Release);
-    worker.settle(&rig);
+    worker.delete_queue(&rig, 1);
     let deleted = Status::ABORTED_SQ_DELETION;
     assert_eq!(statuses(&mut first), [2, 4, 5].map(|cid| (cid, deleted)));
     // Who is left waits no longer for those who are gone.
@@ -331,13 +336,7 @@ fn a_reset_drops_what_waits() {
         reader.fill(40);
         worker.polls(50);
         assert!(reader.take() <= 1, "round {round}");
-        rig.doorbells.clear();
-        let generation = rig.layout.signals.reset_generation.fetch_add(1, Ordering::Release) + 1;
-        rig.at(rig.buffers(1) - vireo_tests::client::rig::BUFFERS_AT, 512 << 10).fill(0);
-        rig.add_queue(1, ENTRIES, Some(1));
-        worker.settle(&rig);
-        let seen = rig.queues.acknowledged.reset_generation.load(Ordering::Acquire);
-        assert_eq!(seen, generation);
+        worker.reset(&rig);
     }
     // What was dropped is not to be paid for: one second, one command.
     worker.pass(SECOND + MILLISECOND);

@@ -10,4 +10,5 @@ mod namespace_pauses;
 mod pauses;
 mod queues;
 mod traces;
+mod turns;
 mod worker;

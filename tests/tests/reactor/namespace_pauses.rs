@@ -2,7 +2,7 @@
 
 use crate::limits::{Limits, MILLISECOND, Reader, SECOND, abort, statuses};
 use crate::worker::{BLOCKS, ENTRIES, Worker, complete, io, malloc, null, read, status_of};
-use ipc::layout::controller::{ControllerState, QueueState};
+use ipc::layout::controller::ControllerState;
 use ipc::layout::limits::Rate;
 use nvme_spec::command::{Command, Fuse, NvmOpcode};
 use nvme_spec::nvm::DatasetRange;
@@ -29,7 +29,7 @@ fn pause_controller(worker: &mut Worker, rig: &Rig) {
 }
 
 /// A second namespace, which answers at once.
-fn add_other(worker: &mut Worker, rig: &Rig) {
+pub fn add_other(worker: &mut Worker, rig: &Rig) {
     rig.add_namespace(1, BLOCKS, 9);
     worker.settle(rig);
     worker.send(rig.channel(1, null(0)));
@@ -100,9 +100,7 @@ fn held_commands_are_aborted_and_end_with_their_queue_or_namespace() {
     assert!(abort(&mut worker, &rig, 1, 2));
     assert!(!abort(&mut worker, &rig, 2, 2), "that one is another queue's");
     assert_eq!(statuses(&mut first), [(2, Status::ABORT_REQUESTED)]);
-    let row = &rig.layout.submission_queues[1];
-    row.state.store(QueueState::Deleting as u32, Ordering::Release);
-    worker.settle(&rig);
+    worker.delete_queue(&rig, 1);
     let deleted = Status::ABORTED_SQ_DELETION;
     assert_eq!(statuses(&mut first), [0, 1, 3].map(|cid| (cid, deleted)));
     rig.layout.namespaces[0].state.store(0, Ordering::Release);
@@ -130,13 +128,8 @@ fn a_reset_drops_what_is_held_and_a_shutdown_ends_it() {
             assert_eq!(ended, [0, 1, 2, 3, 4].map(|cid| (cid, Status::ABORT_REQUESTED)));
             break;
         }
-        rig.doorbells.clear();
-        let generation = rig.layout.signals.reset_generation.fetch_add(1, Ordering::Release) + 1;
-        rig.at(rig.buffers(1) - vireo_tests::client::rig::BUFFERS_AT, 512 << 10).fill(0);
-        rig.add_queue(1, ENTRIES, Some(1));
-        worker.settle(&rig);
-        let seen = rig.queues.acknowledged.reset_generation.load(Ordering::Acquire);
-        assert_eq!((seen, paused(&rig, 0)), (generation, 1), "it stays paused");
+        worker.reset(&rig);
+        assert_eq!(paused(&rig, 0), 1, "it stays paused");
     }
 }
 
@@ -240,12 +233,7 @@ fn held_commands_leave_slots_to_other_queues() {
     let rig = worker.attach(1, 2, entries, Some(malloc().1));
     add_other(&mut worker, &rig);
     pause(&mut worker, &rig, 0, 1);
-    let mut held = rig.queue(1, entries);
-    (0..entries as u16 - 1).for_each(|cid| held.push(read(cid, 0, rig.buffers(1))));
-    held.ring();
-    worker.polls(1000);
-    let fetched = rig.queues.submission_queues[1].fetched.load(Ordering::Relaxed);
-    assert!((1000..=1100).contains(&fetched), "a queue holds its share: {fetched}");
+    let mut held = worker.overfill(&rig, entries);
     let mut other = rig.queue(2, entries);
     let command = of_other(read(1, 0, rig.buffers(2)));
     assert!(complete(&mut worker, &mut other, command).status().is_success());

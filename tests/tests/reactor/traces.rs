@@ -10,7 +10,7 @@ use bdev::ring::create_segment;
 use bdev::ring::server::RingServer;
 use ipc::event::EventFd;
 use ipc::guest_memory::{RegionId, RegionTable};
-use ipc::layout::limits::Rate;
+use ipc::layout::limits::{Limit, Rate};
 use ipc::layout::telemetry::{
     PAUSE_STEP, Policy, TRACE_DEPTH, TelemetryLayout, TraceRecord, trace_reason,
 };
@@ -28,7 +28,7 @@ use vireo_worker::tracer::Tracer;
 use zerocopy::IntoBytes;
 
 /// A worker that traces, and where its records come out.
-fn tracing(sample: u32, exports: bool) -> (Worker, TraceReader, Arc<Segment<TelemetryLayout>>) {
+pub fn tracing(sample: u32, exports: bool) -> (Worker, TraceReader, Arc<Segment<TelemetryLayout>>) {
     tracing_by(Policy { sample, slow_us: 0 }, exports)
 }
 
@@ -46,7 +46,7 @@ fn tracing_by(
     (worker, reader, segment)
 }
 
-fn records(reader: &mut TraceReader) -> Vec<TraceRecord> {
+pub fn records(reader: &mut TraceReader) -> Vec<TraceRecord> {
     std::iter::from_fn(|| reader.take()).collect()
 }
 
@@ -344,6 +344,9 @@ fn what_waits_for_a_limit_is_captured_and_sampled_with_that_as_a_stage() {
         let throttled = rig.queues.throttled[0].commands.load(Ordering::Relaxed);
         assert!(throttled >= 15 && held as u64 <= throttled, "{held} of {throttled}");
         assert!(held >= 5, "{held}");
+        let iops = Some(Limit { of_controller: false, rate: Rate::Iops });
+        let limit = |record: &TraceRecord| if record.held == 0 { None } else { iops };
+        assert!(found.iter().all(|record| record.limit == limit(record)), "{found:?}");
         if sample != 3 {
             assert_eq!(held as u64, throttled, "all of them");
         }

@@ -5,11 +5,13 @@ use bdev::malloc::MallocChannel;
 use bdev::null::NullChannel;
 use ipc::device_memory::DeviceMemory;
 use ipc::guest_memory::HostSlice;
+use ipc::layout::controller::QueueState;
 use nvme_spec::command::{Command, NvmOpcode};
 use nvme_spec::{CommandId, Completion, Iova, Lba, Nsid, Status};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use vireo_tests::client::rig::BUFFERS_AT;
 use vireo_tests::client::{Queue, Rig};
 use vireo_worker::clock::{Clock, Manual};
 use vireo_worker::controller::Change;
@@ -46,7 +48,11 @@ pub struct Worker {
 impl Worker {
     /// Without controllers.
     pub fn new() -> Self {
-        let clock = Ticks::default();
+        Self::by(Ticks::default())
+    }
+
+    /// The same, by a clock that others go by as well.
+    pub fn by(clock: Ticks) -> Self {
         let (reactor, control) = Reactor::new(clock.clone(), EventNotifier);
         Self { reactor, control, clock }
     }
@@ -90,6 +96,35 @@ impl Worker {
             }
         }
         panic!("version {version} is not acknowledged");
+    }
+
+    /// Resets a controller of one queue pair, and makes the pair anew.
+    pub fn reset(&mut self, rig: &Rig) {
+        rig.doorbells.clear();
+        let generation = rig.layout.signals.reset_generation.fetch_add(1, Ordering::Release) + 1;
+        rig.at(rig.buffers(1) - BUFFERS_AT, 512 << 10).fill(0);
+        rig.add_queue(1, ENTRIES, Some(1));
+        self.settle(rig);
+        let seen = rig.queues.acknowledged.reset_generation.load(Ordering::Acquire);
+        assert_eq!(seen, generation);
+    }
+
+    /// Has a submission queue deleted.
+    pub fn delete_queue(&mut self, rig: &Rig, qid: usize) {
+        let row = &rig.layout.submission_queues[qid];
+        row.state.store(QueueState::Deleting as u32, Ordering::Release);
+        self.settle(rig);
+    }
+
+    /// Fills the first of two queues with reads that wait, more than there are slots. The worker holds its share of them.
+    pub fn overfill<'a>(&mut self, rig: &'a Rig, entries: u32) -> Queue<'a> {
+        let mut queue = rig.queue(1, entries);
+        (0..entries as u16 - 1).for_each(|cid| queue.push(read(cid, 0, rig.buffers(1))));
+        queue.ring();
+        self.polls(1000);
+        let fetched = rig.queues.submission_queues[1].fetched.load(Ordering::Relaxed);
+        assert!((1000..=1100).contains(&fetched), "a queue holds its share: {fetched}");
+        queue
     }
 
     pub fn polls(&mut self, count: usize) {

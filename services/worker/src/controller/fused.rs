@@ -74,11 +74,7 @@ impl Controller {
     #[cold]
     pub(super) fn start_fused(&mut self, sqid: u16, slots: [u16; 2], now: u64) {
         let [first, second] = slots;
-        let watched = self.trace_watch(sqid, first, Some(second));
-        self.submit_fused(sqid, slots, now);
-        if watched {
-            self.trace_progress(first);
-        }
+        self.watched(sqid, first, Some(second), |this| this.submit_fused(sqid, slots, now));
     }
 
     fn submit_fused(&mut self, sqid: u16, slots: [u16; 2], now: u64) {

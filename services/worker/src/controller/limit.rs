@@ -11,10 +11,12 @@
 //! with more than its share of the slots waiting is not fetched from until some have gone, so that others find room.
 
 mod account;
+mod lines;
 
-use super::Controller;
+pub(super) use lines::Limits;
+
 use super::run::row_of;
-use crate::namespaces::Paused;
+use super::{Controller, waiting};
 use crate::queue_pair::State;
 use crate::slots::{Flight, Kind};
 use account::{Account, Class, Cost};
@@ -23,173 +25,14 @@ use ipc::layout::limits::{LimitsLayout, MAX_CONTROLLERS};
 use ipc::layout::telemetry::add;
 use ipc::layout::{MAX_IN_FLIGHT, MAX_NAMESPACES, MAX_QUEUES};
 use ipc::segment::Segment;
+use lines::{LINES, Line};
 use nvme::nvm::Io;
 use nvme_spec::Status;
 use nvme_spec::command::{Command, Fuse};
 use std::sync::atomic::Ordering;
 
-/// Longest that the first of a line waits, in nanoseconds, whatever the accounts say: what the largest transfer takes at the
-/// lowest rate.
-const LONGEST_WAIT: u64 = 64_000_000_000;
 /// Waiting commands that go in one poll.
 const RELEASES: usize = 32;
-/// One for each namespace, and one for commands of none.
-const LINES: usize = MAX_NAMESPACES + 1;
-/// No slot.
-const NONE: u16 = u16::MAX;
-
-const _: () = assert!(MAX_IN_FLIGHT < NONE as usize);
-
-/// The place of a line's first command.
-#[derive(Clone, Copy, Debug)]
-struct Place {
-    /// When it is due.
-    release: u64,
-    cost: Cost,
-    /// The accounts it was taken in.
-    own: Account,
-    space: Account,
-}
-
-/// Waiting commands of one namespace, linked by [`Limits::next`].
-#[derive(Clone, Copy)]
-struct Line {
-    head: u16,
-    tail: u16,
-    len: u32,
-    /// Of the first command, once it has one.
-    place: Option<Place>,
-}
-
-impl Line {
-    const EMPTY: Self = Self { head: NONE, tail: NONE, len: 0, place: None };
-}
-
-/// A controller's part in limits.
-pub(super) struct Limits {
-    segment: Option<Segment<LimitsLayout>>,
-    /// The controller's row.
-    row: usize,
-    /// [`LimitsLayout::generation`] that was taken in.
-    generation: Option<u64>,
-    /// Whether anything of this controller is limited.
-    pub(super) any: bool,
-    /// When waiting commands are to be looked at; `u64::MAX` if there are none.
-    pub(super) due: u64,
-    own: Account,
-    spaces: Vec<Account>,
-    lines: Vec<Line>,
-    next: Vec<u16>,
-    /// Lines that are not empty.
-    busy: Vec<u16>,
-    /// The busy line whose turn it is.
-    turn: usize,
-    /// Waiting commands by submission queue.
-    parked: [u16; MAX_QUEUES],
-    /// Commands of one queue that may wait before it is not fetched from.
-    share: u16,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            segment: None,
-            row: 0,
-            generation: None,
-            any: false,
-            due: u64::MAX,
-            own: Account::default(),
-            spaces: Vec::new(),
-            lines: Vec::new(),
-            next: Vec::new(),
-            busy: Vec::new(),
-            turn: 0,
-            parked: [0; MAX_QUEUES],
-            share: MAX_IN_FLIGHT as u16,
-        }
-    }
-}
-
-impl Limits {
-    /// Whether no command waits.
-    pub(super) fn is_idle(&self) -> bool {
-        self.busy.is_empty()
-    }
-
-    fn space(&self, line: usize) -> Account {
-        self.spaces.get(line).copied().unwrap_or_default()
-    }
-
-    /// The line of a namespace's row.
-    fn line_of(row: usize) -> usize {
-        row.min(MAX_NAMESPACES)
-    }
-
-    fn place(&self, line: usize, cost: Cost, now: u64) -> Place {
-        let (own, space) = (self.own, self.space(line));
-        let mut release = 0;
-        if let Some(segment) = &self.segment {
-            release = own.charge(&segment.controllers[self.row % MAX_CONTROLLERS], cost, now);
-            if let Some(row) = segment.namespaces.get(line) {
-                release = release.max(space.charge(row, cost, now));
-            }
-        }
-        Place { release: release.min(now.saturating_add(LONGEST_WAIT)), cost, own, space }
-    }
-
-    /// The first of a line leaves it otherwise than by its turn, or the rates are others.
-    fn give_back(&mut self, line: usize) {
-        let place = self.lines.get_mut(line).and_then(|line| line.place.take());
-        if let (Some(segment), Some(place)) = (&self.segment, place) {
-            place.own.refund(&segment.controllers[self.row % MAX_CONTROLLERS], place.cost);
-            if let Some(row) = segment.namespaces.get(line) {
-                place.space.refund(row, place.cost);
-            }
-        }
-        self.due = 0;
-    }
-
-    fn push(&mut self, line: usize, slot: u16) {
-        let Some(end) = self.lines.get_mut(line) else { return };
-        if let Some(next) = self.next.get_mut(usize::from(slot)) {
-            *next = NONE;
-        }
-        if end.len == 0 {
-            end.head = slot;
-            self.busy.push(line as u16);
-        } else if let Some(next) = self.next.get_mut(usize::from(end.tail)) {
-            *next = slot;
-        }
-        end.tail = slot;
-        end.len += 1;
-    }
-
-    fn pop(&mut self, line: usize) -> Option<u16> {
-        let end = self.lines.get_mut(line).filter(|line| line.len > 0)?;
-        let slot = end.head;
-        end.head = self.next.get(usize::from(slot)).copied().unwrap_or(NONE);
-        end.len -= 1;
-        if end.len == 0 {
-            (end.head, end.tail) = (NONE, NONE);
-            self.busy.retain(|&busy| usize::from(busy) != line);
-        }
-        Some(slot)
-    }
-
-    /// The busy line whose turn it is.
-    fn next_line(&mut self) -> Option<usize> {
-        self.turn = self.turn.wrapping_add(1);
-        let index = self.turn.checked_rem(self.busy.len())?;
-        self.busy.get(index).map(|&line| usize::from(line))
-    }
-
-    /// When the first of all waiting commands may go, but for those of paused namespaces.
-    fn next_due(&self, paused: Paused) -> u64 {
-        let busy = self.busy.iter().map(|&line| usize::from(line));
-        let lines = busy.filter(|&line| !paused.has(line)).filter_map(|line| self.lines.get(line));
-        lines.map(|line| line.place.map_or(0, |place| place.release)).min().unwrap_or(u64::MAX)
-    }
-}
 
 impl Controller {
     /// Keeps to the limits in `segment`, where the controller has that row. To be called before the first poll.
@@ -199,7 +42,7 @@ impl Controller {
             row: row as usize,
             spaces: vec![Account::default(); MAX_NAMESPACES],
             lines: vec![Line::EMPTY; LINES],
-            next: vec![NONE; MAX_IN_FLIGHT],
+            next: vec![0; MAX_IN_FLIGHT],
             busy: Vec::with_capacity(LINES),
             ..Limits::default()
         };
@@ -226,12 +69,7 @@ impl Controller {
         }
         let limited = self.limits.spaces.iter().any(Account::is_limited);
         self.limits.any = limited || self.limits.own.is_limited();
-        // Who waits does so by rates of before.
-        for index in 0..self.limits.busy.len() {
-            if let Some(&line) = self.limits.busy.get(index) {
-                self.limits.give_back(usize::from(line));
-            }
-        }
+        self.limits.give_changed_back();
     }
 
     /// Sets those commands of the batch aside that are over a limit; the others stay in it.
@@ -294,7 +132,8 @@ impl Controller {
         if !self.limits.own.is_limited() && !self.limits.space(line).is_limited() {
             return Ok(());
         }
-        let place = self.limits.place(line, self.cost_of(line, command, pair), now);
+        let cost = self.cost_of(line, command, pair);
+        let place = self.limits.place(line, cost, now);
         if place.release <= now {
             return Ok(());
         }
@@ -324,6 +163,10 @@ impl Controller {
         *self.slots.flight_mut(slot) = flight;
         self.trace_held_back(slot);
         self.limits.push(line, slot);
+        let first = self.limits.lines.get(line).filter(|line| line.head == slot);
+        if let Some(place) = first.and_then(|line| line.place) {
+            self.tracing.limited_by(slot, place.limit);
+        }
         let place = self.limits.lines.get(line).and_then(|line| line.place);
         self.limits.due = self.limits.due.min(place.map_or(0, |place| place.release));
         if let Some(counters) = self.queues.throttled.get(line) {
@@ -360,8 +203,9 @@ impl Controller {
         }
         let mut released = 0;
         let paused = self.namespaces.paused();
-        for _ in 0..self.limits.busy.len() {
-            let Some(line) = self.limits.next_line() else { break };
+        self.limits.begin_turn();
+        for place in 0..self.limits.busy.len() {
+            let Some(line) = self.limits.busy_line(place) else { break };
             if paused.has(line) {
                 continue;
             }
@@ -384,7 +228,10 @@ impl Controller {
         let &Line { head, place, .. } = self.limits.lines.get(line).filter(|line| line.len > 0)?;
         let place = place.unwrap_or_else(|| {
             let pair = matches!(self.slots.flight(head).kind, Kind::Fused(_));
-            self.limits.place(line, self.cost_of(line, &self.command_of(head), pair), now)
+            let cost = self.cost_of(line, &self.command_of(head), pair);
+            let place = self.limits.place(line, cost, now);
+            self.tracing.limited_by(head, place.limit);
+            place
         });
         let due = place.release <= now;
         if let Some(line) = self.limits.lines.get_mut(line) {
@@ -443,7 +290,7 @@ impl Controller {
         }
     }
 
-    /// Ends waiting commands that are `wanted`, at most `most`. Returns how many.
+    /// Ends commands that are `wanted` and wait here, at most `most`. Returns how many.
     #[cold]
     pub(super) fn abort_parked(
         &mut self,
@@ -453,20 +300,10 @@ impl Controller {
     ) -> usize {
         let mut found = 0;
         for line in 0..self.limits.lines.len() {
-            let Some(&Line { head, len, .. }) = self.limits.lines.get(line) else { break };
-            // Once around: those that stay come to stand as they stood.
-            for _ in 0..len {
-                let Some(slot) = self.limits.pop(line) else { break };
-                let flight = *self.slots.flight(slot);
-                if found >= most || !wanted(&flight) {
-                    self.limits.push(line, slot);
-                    continue;
-                }
-                found += 1;
-                self.unpark(usize::from(flight.sqid));
-                self.abort_slot(slot, status);
-            }
-            if self.limits.lines.get(line).is_some_and(|line| line.head != head) {
+            let head = |limits: &Limits| limits.lines.get(line).map(|line| line.head);
+            let before = head(&self.limits);
+            found += self.abort_in(waiting::Line::Limit(line), &wanted, status, most - found);
+            if head(&self.limits) != before {
                 self.limits.give_back(line);
             }
         }
@@ -475,7 +312,7 @@ impl Controller {
 
     /// Drops all waiting commands: a reset.
     pub(super) fn drop_parked(&mut self) {
-        while let Some(line) = self.limits.next_line() {
+        while let Some(line) = self.limits.busy.pop().map(usize::from) {
             self.limits.give_back(line);
             while let Some(slot) = self.limits.pop(line) {
                 self.release_parts(slot);

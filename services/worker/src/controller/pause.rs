@@ -7,6 +7,7 @@
 //! namespaces is held if any of them is paused.
 
 use super::Controller;
+use super::waiting::Line;
 use crate::slots::{Flight, Kind};
 use bdev::channel::Channel;
 use ipc::layout::MAX_IN_FLIGHT;
@@ -52,9 +53,19 @@ impl Pause {
         self.held.back().copied()
     }
 
-    /// The next command to be dropped.
-    pub(super) fn drop_held(&mut self) -> Option<u16> {
+    /// How many commands are held.
+    pub(super) fn held(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Takes the first held command out.
+    pub(super) fn take_held(&mut self) -> Option<u16> {
         self.held.pop_front()
+    }
+
+    /// Puts it behind the others.
+    pub(super) fn put_held(&mut self, slot: u16) {
+        self.held.push_back(slot);
     }
 }
 
@@ -143,41 +154,15 @@ impl Controller {
         }
     }
 
-    /// Ends held commands that are `wanted`, at most `most`. Returns how many.
-    #[cold]
-    pub(super) fn abort_held(
-        &mut self,
-        wanted: impl Fn(&Flight) -> bool,
-        status: Status,
-        most: usize,
-    ) -> usize {
-        let mut found = 0;
-        // Once around: those that stay come to stand as they stood.
-        for _ in 0..self.pause.held.len() {
-            let Some(slot) = self.pause.held.pop_front() else { break };
-            let flight = *self.slots.flight(slot);
-            if found >= most || !wanted(&flight) {
-                self.pause.held.push_back(slot);
-                continue;
-            }
-            found += 1;
-            self.unpark(usize::from(flight.sqid));
-            self.abort_slot(slot, status);
-        }
-        found
-    }
-
     /// Ends what waits and may not go on, since the controller is paused.
     fn end_waiting(&mut self) {
-        while let Some(slot) = self.waiting.pop_front() {
-            self.abort_slot(slot, Status::ABORT_REQUESTED);
-        }
+        self.abort_in(Line::Channel, |_| true, Status::ABORT_REQUESTED, usize::MAX);
         self.abort_parked(|_| true, Status::ABORT_REQUESTED, usize::MAX);
     }
 
     /// Ends what waits and may not go on, since its namespace is paused.
     fn end_held(&mut self) {
-        self.abort_held(|_| true, Status::ABORT_REQUESTED, usize::MAX);
+        self.abort_in(Line::Pause, |_| true, Status::ABORT_REQUESTED, usize::MAX);
         let paused = self.namespaces.paused();
         let held = |flight: &Flight| paused.has(usize::from(flight.namespace));
         if paused.any() {

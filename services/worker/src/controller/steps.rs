@@ -23,11 +23,9 @@ impl Controller {
         list: usize,
         now: u64,
     ) {
-        let watched = self.trace_watch(sqid, slot, None);
-        self.load_steps(sqid, slot, command, ranges, list, now);
-        if watched {
-            self.trace_progress(slot);
-        }
+        self.watched(sqid, slot, None, |this| {
+            this.load_steps(sqid, slot, command, ranges, list, now);
+        });
     }
 
     fn load_steps(
@@ -63,11 +61,7 @@ impl Controller {
     /// Flush of all namespaces.
     #[cold]
     pub(super) fn flush_all(&mut self, sqid: u16, slot: u16, cid: u16, now: u64) {
-        let watched = self.trace_watch(sqid, slot, None);
-        self.flush_each(sqid, slot, cid, now);
-        if watched {
-            self.trace_progress(slot);
-        }
+        self.watched(sqid, slot, None, |this| this.flush_each(sqid, slot, cid, now));
     }
 
     fn flush_each(&mut self, sqid: u16, slot: u16, cid: u16, now: u64) {

@@ -139,7 +139,7 @@ impl Controller {
 
     /// Lets go of all queues: a reset. Commands that no block device has end here; the others end when it is done.
     pub(super) fn drop_queues(&mut self) {
-        while let Some(slot) = self.waiting.pop_front().or_else(|| self.pause.drop_held()) {
+        while let Some(slot) = self.waiting.pop_front().or_else(|| self.pause.take_held()) {
             self.release_parts(slot);
             self.free_log(slot);
             self.slots.give(slot);
@@ -301,7 +301,8 @@ impl Controller {
             Some(sq) => {
                 sq.state = State::Deleting;
                 self.rotation.remove(qid);
-                self.abort_waiting(qid);
+                let own = |flight: &Flight| usize::from(flight.sqid) == qid;
+                self.abort_waiting(own, Status::ABORTED_SQ_DELETION, usize::MAX);
                 // Its successor comes when it is drained (`remove_drained_queues`).
                 return;
             }
@@ -332,22 +333,6 @@ impl Controller {
         if state == State::Active {
             self.rotation.insert(qid);
         }
-    }
-
-    /// Completes the waiting commands of a queue that is being deleted.
-    fn abort_waiting(&mut self, qid: usize) {
-        for _ in 0..self.waiting.len() {
-            let Some(slot) = self.waiting.pop_front() else { break };
-            let flight = *self.slots.flight(slot);
-            if usize::from(flight.sqid) == qid {
-                self.abort_slot(slot, Status::ABORTED_SQ_DELETION);
-            } else {
-                self.waiting.push_back(slot);
-            }
-        }
-        let own = |flight: &Flight| usize::from(flight.sqid) == qid;
-        self.abort_held(own, Status::ABORTED_SQ_DELETION, usize::MAX);
-        self.abort_parked(own, Status::ABORTED_SQ_DELETION, usize::MAX);
     }
 
     /// Completes a command that no block device has.
@@ -458,17 +443,7 @@ impl Controller {
         let command = settings.abort_command.load(Ordering::Relaxed);
         let (sqid, cid) = ((command >> 16) as u16, command as u16);
         let is_it = |flight: &Flight| flight.sqid == sqid && flight.cid == cid;
-        let found = self.waiting.iter().position(|&slot| is_it(self.slots.flight(slot)));
-        let found = match found.and_then(|index| self.waiting.remove(index)) {
-            Some(slot) => {
-                self.abort_slot(slot, Status::ABORT_REQUESTED);
-                true
-            }
-            None => {
-                self.abort_held(is_it, Status::ABORT_REQUESTED, 1) > 0
-                    || self.abort_parked(is_it, Status::ABORT_REQUESTED, 1) > 0
-            }
-        };
+        let found = self.abort_waiting(is_it, Status::ABORT_REQUESTED, 1) > 0;
         let aborted = &self.queues.acknowledged.aborted;
         aborted.store(u32::from(found), Ordering::Relaxed);
     }

@@ -3,6 +3,7 @@
 //!
 //! All counters have one writer: a load and a store add to them, and a reader may be behind, never wrong.
 
+use super::limits::Limit;
 use super::{Layout, SegmentHeader};
 use crate::ring::{RingControl, RingEntry, RingView};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -212,6 +213,8 @@ pub struct TraceRecord {
     pub fetched: u64,
     /// Set aside since it was over a limit, until [`Self::started`]; 0 if it was not.
     pub held: u64,
+    /// The limit over which it was set aside, if it came to be the first that waited: the one that was used up furthest.
+    pub limit: Option<Limit>,
     /// A pause that it waited through, in whichever stage: from the begin of the first one, in steps of
     /// [`PAUSE_STEP`]; 0 if there was none.
     pub paused: u64,
@@ -255,6 +258,7 @@ impl TraceRecord {
             by_ring: 0,
             fetched: 0,
             held: 0,
+            limit: None,
             paused: 0,
             resumed: 0,
             started: 0,
@@ -286,7 +290,8 @@ impl TraceRecord {
             self.trace,
             self.controller as u64,
             (self.controller >> 64) as u64,
-            side | u64::from(self.opcode) << 8
+            side | u64::from(self.limit.map_or(0, Limit::to_bits)) << 4
+                | u64::from(self.opcode) << 8
                 | u64::from(self.reason) << 16
                 | u64::from(self.by_ring) << 24
                 | u64::from(self.status) << 32
@@ -320,7 +325,7 @@ impl TraceRecord {
 
     /// From words of the ring; whatever they are, it is a record.
     pub fn from_words(words: &[u64; TRACE_WORDS]) -> Self {
-        let side = if words[3] & 0xFF == 0 { TraceSide::Worker } else { TraceSide::Backend };
+        let side = if words[3] & 0xF == 0 { TraceSide::Worker } else { TraceSide::Backend };
         let after = |steps: u64| match words[15] {
             0 => 0,
             _ => words[7].wrapping_add((steps & u64::from(u32::MAX)) << PAUSE_SHIFT),
@@ -347,6 +352,7 @@ impl TraceRecord {
             posted: words[12],
             signalled: words[13],
             held: words[14],
+            limit: Limit::from_bits((words[3] >> 4) as u8 & 0xF),
             paused: after(words[15]),
             resumed: after(words[15] >> 32),
         }
@@ -362,6 +368,7 @@ pub fn add(counter: &AtomicU64, value: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layout::limits::Rate;
 
     #[test]
     fn records_come_back_as_they_were() {
@@ -375,6 +382,20 @@ mod tests {
         assert_eq!((record.side, record.opcode, record.reason), (TraceSide::Backend, 1, 2));
         assert_eq!((record.status, record.sqid, record.cid), (0x8888, 0x7777, 0x4444));
         assert_eq!((record.requests, record.by_ring, record.held), (0x6666, 0x55, words[14]));
+    }
+
+    #[test]
+    fn a_limit_is_told_beside_the_side() {
+        let record = TraceRecord { held: 7, ..TraceRecord::new(1, 2, TraceSide::Worker) };
+        let told = |limit| TraceRecord::from_words(&TraceRecord { limit, ..record }.to_words());
+        for rate in Rate::ALL {
+            for of_controller in [false, true] {
+                let limit = Some(Limit { of_controller, rate });
+                assert_eq!(told(limit), TraceRecord { limit, ..record });
+            }
+        }
+        assert_eq!(told(None), record);
+        assert_eq!([13, 14, 15, 255].map(Limit::from_bits), [None; 4]);
     }
 
     #[test]

@@ -1,17 +1,13 @@
 //! What commands cost, and the accounts in which that is kept.
 
-use ipc::layout::limits::{LimitRow, RATES, Rate};
+use ipc::layout::limits::{BURST, LimitRow, RATES, Rate};
 use nvme::nvm::Namespace;
 use nvme_spec::command::{Command, NvmOpcode};
 use nvme_spec::nvm::BlockIo;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What of a rate is saved up while nobody uses it, in nanoseconds: longer than a machine with more threads than cores
-/// keeps a worker waiting as a rule, short enough that a second sees a tenth more at most.
-pub const BURST: u64 = 100_000_000;
 const SECOND: u64 = 1_000_000_000;
-/// Times that a refund is tried while others change the account.
-const REFUND_TRIES: usize = 64;
+/// Times that a place is tried to be taken while its rates are being changed.
+const TRIES: usize = 4;
 
 /// Which of the rates a command counts for beside those of all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,10 +69,20 @@ impl Cost {
 }
 
 /// The rates of a row as they were last taken in.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Account {
+    /// The change after which they were taken in.
     generation: u64,
     rates: [u64; RATES],
+}
+
+/// A place in a row's accounts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Due {
+    /// Time at which it is due; what is due at once may have any that is over.
+    pub(super) release: u64,
+    /// The rate that says so. None if none of them concerns the command.
+    pub(super) rate: Option<Rate>,
 }
 
 impl Account {
@@ -89,40 +95,43 @@ impl Account {
         self.rates != [0; RATES]
     }
 
-    /// Takes a place in the row's accounts. Returns when it is due.
-    pub(super) fn charge(&self, row: &LimitRow, cost: Cost, now: u64) -> u64 {
-        let mut release = 0;
-        for (index, price) in cost.prices(&self.rates) {
-            let due = &row.due.0[index % RATES];
-            // Relaxed: each account is one number, and says nothing of other memory. Not one step: what others add in
-            // between lies on top, as if they had come before.
-            due.fetch_max(now, Ordering::Relaxed);
-            let before = due.fetch_add(price, Ordering::Relaxed);
-            release = release.max(before.saturating_sub(BURST));
+    /// Takes a place in the row's accounts, by the rates as they are: those that were taken in, or others that the
+    /// frontend has set since. A command that meets nothing but changes goes free.
+    pub(super) fn charge(&mut self, row: &LimitRow, cost: Cost, now: u64) -> Due {
+        for _ in 0..TRIES {
+            if let Some(due) = self.try_charge(row, cost, now) {
+                return due;
+            }
+            *self = Self::load(row);
         }
-        release
+        Due::default()
+    }
+
+    /// Takes a place. None if a rate is another one by now; then nothing is taken.
+    fn try_charge(&self, row: &LimitRow, cost: Cost, now: u64) -> Option<Due> {
+        let mut last = Due::default();
+        for (taken, (index, price)) in cost.prices(&self.rates).enumerate() {
+            let Some(before) = row.take(index, self.rates[index % RATES], price, now) else {
+                self.give_back(row, cost, taken);
+                return None;
+            };
+            let release = before.saturating_sub(BURST);
+            if last.rate.is_none() || release > last.release {
+                last = Due { release, rate: Rate::ALL.get(index).copied() };
+            }
+        }
+        Some(last)
     }
 
     /// Gives a place back.
     pub(super) fn refund(&self, row: &LimitRow, cost: Cost) {
-        // Rates that changed have forgotten it.
-        if row.generation.load(Ordering::Acquire) != self.generation {
-            return;
-        }
-        for (index, price) in cost.prices(&self.rates) {
-            subtract(&row.due.0[index % RATES], price);
-        }
+        self.give_back(row, cost, RATES);
     }
-}
 
-/// Bounded: what cannot be given back for others' hurry is lost.
-fn subtract(due: &AtomicU64, price: u64) {
-    let mut value = due.load(Ordering::Relaxed);
-    for _ in 0..REFUND_TRIES {
-        let less = value.saturating_sub(price);
-        match due.compare_exchange_weak(value, less, Ordering::Relaxed, Ordering::Relaxed) {
-            Ok(_) => return,
-            Err(changed) => value = changed,
+    /// Gives back what a place took of the first `most` rates that concern it.
+    fn give_back(&self, row: &LimitRow, cost: Cost, most: usize) {
+        for (index, price) in cost.prices(&self.rates).take(most) {
+            row.give_back(index, self.rates[index % RATES], price);
         }
     }
 }

@@ -13,12 +13,7 @@ impl Controller {
     /// Gives a command that leaves the hot path a record, if slow and failed ones are told of, so that all its stages are
     /// known then. False if it has one: whoever gave it that calls [`Self::trace_progress`] when it was looked at.
     #[cold]
-    pub(in crate::controller) fn trace_watch(
-        &mut self,
-        sqid: u16,
-        slot: u16,
-        second: Option<u16>,
-    ) -> bool {
+    fn trace_watch(&mut self, sqid: u16, slot: u16, second: Option<u16>) -> bool {
         if self.tracing.open.get(slot).is_some() {
             return false;
         }
@@ -30,6 +25,21 @@ impl Controller {
         record.started = record.fetched;
         self.tracing.open.insert(slot, second, record);
         true
+    }
+
+    /// Brings a command on its way that leaves the hot path, with a record if it is to have one.
+    pub(in crate::controller) fn watched(
+        &mut self,
+        sqid: u16,
+        slot: u16,
+        second: Option<u16>,
+        run: impl FnOnce(&mut Self),
+    ) {
+        let watched = self.trace_watch(sqid, slot, second);
+        run(self);
+        if watched {
+            self.trace_progress(slot);
+        }
     }
 
     /// A command is set aside, since it is over a limit.
