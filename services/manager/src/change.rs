@@ -18,6 +18,7 @@ pub fn compare(old: &Desired, new: &Config, sizes: &Sizes) -> Result<Vec<String>
     found.bdevs(&old.config, new);
     found.subsystems(old, new);
     found.endpoints(&old.config, new);
+    found.uuids(old, new);
     if !found.refused.is_empty() {
         return Err(found.refused);
     }
@@ -178,10 +179,31 @@ impl Found {
                 Some(other) => {
                     let what = format!("bdev of namespace {nsid} of {name}");
                     self.fixed(&what, &other.bdev, &namespace.bdev, instead);
+                    let what = format!("uuid of namespace {nsid} of {name}");
+                    if other.bdev == namespace.bdev {
+                        let uuid = |subsystem, which| old.identities.uuid(subsystem, which);
+                        self.fixed(&what, &uuid(before, other), &uuid(after, namespace), instead);
+                    }
                     let what = format!("namespace {nsid} of {name}");
                     self.limits(&what, &other.limits, &namespace.limits);
                 }
                 None => self.added.push(format!("namespace {nsid} of {name} added")),
+            }
+        }
+    }
+
+    /// A UUID that the file gives may have been made or given elsewhere.
+    fn uuids(&mut self, old: &Desired, new: &Config) {
+        let mut seen = BTreeMap::new();
+        for subsystem in &new.subsystems {
+            for namespace in &subsystem.namespaces {
+                let Some(uuid) = old.identities.uuid(subsystem, namespace) else { continue };
+                let what = format!("namespace {} of {}", namespace.nsid, subsystem.name);
+                if let Some(first) = seen.insert(uuid, what.clone()) {
+                    let line =
+                        format!("{what} and {first} have the same uuid {uuid}: write another");
+                    self.refused.push(line);
+                }
             }
         }
     }

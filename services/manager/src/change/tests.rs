@@ -59,6 +59,39 @@ fn the_nqn_that_was_made_may_be_written_down() {
 }
 
 #[test]
+fn the_uuid_that_was_made_may_be_written_down() {
+    const MEM0: &str = "bdev = \"mem0\"\n";
+    let old = sample::desired(sample::config(&[]));
+    let uuid = |nsid: u32| {
+        let subsystem = old.config.subsystem("s0").unwrap();
+        let namespace = subsystem.namespaces.iter().find(|n| n.nsid == nsid).unwrap();
+        old.identities.uuid(subsystem, namespace).unwrap()
+    };
+    let written = |uuid: &str| format!("{MEM0}uuid = \"{uuid}\"\n");
+    let same = sample::config(&[(MEM0, &written(&uuid(1).to_string()))]);
+    assert_eq!(compare(&old, &same, &Sizes::new()), Ok(Vec::new()));
+    let other = written("123e4567-e89b-42d3-a456-426614174000");
+    refused(&[(MEM0, &other)], "uuid of namespace 1 of s0");
+    // One that another namespace was given by us.
+    let added = format!("[[subsystem.namespace]]\nnsid = 9\n{}", written(&uuid(7).to_string()));
+    let added = added.replace("mem0", "mem1");
+    let bdev = format!("[[bdev]]\nname = \"mem1\"\ndriver = \"malloc\"\nsize = \"1MiB\"\n{ADD}");
+    let before = "[[subsystem.namespace]]\nnsid = 1\n";
+    let new = sample::config(&[(ADD, &bdev), (before, &format!("{added}{before}"))]);
+    let lines = compare(&old, &new, &Sizes::new()).unwrap_err();
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].contains("have the same uuid"), "{lines:?}");
+
+    // Taken from the file where there is one, and kept when the key goes.
+    let given = sample::desired(sample::config(&[(MEM0, &other)]));
+    let subsystem = given.config.subsystem("s0").unwrap();
+    let told = given.identities.uuid(subsystem, &subsystem.namespaces[0]).unwrap();
+    assert_eq!(told.to_string(), "123e4567-e89b-42d3-a456-426614174000");
+    let lines = compare(&given, &sample::config(&[]), &Sizes::new()).unwrap_err();
+    assert!(lines[0].starts_with("uuid of namespace 1 of s0"), "{lines:?}");
+}
+
+#[test]
 fn bdevs_come_grow_and_go() {
     let bdev = format!("[[bdev]]\nname = \"mem1\"\ndriver = \"malloc\"\nsize = \"1MiB\"\n{ADD}");
     allowed(&[(ADD, &bdev)], &["bdev mem1 added"]);

@@ -109,7 +109,7 @@ impl NamespaceService for Api {
             let lowest = || (1..).find(|nsid| !taken(nsid)).unwrap_or(u32::MAX);
             let nsid = given.unwrap_or_else(lowest);
             let object = Object::Namespace { subsystem: name.clone(), nsid };
-            let added = config::Namespace { nsid, bdev, limits };
+            let added = config::Namespace { nsid, bdev, uuid: None, limits };
             if taken(&nsid) {
                 return Err(EditError::Exists(object));
             }

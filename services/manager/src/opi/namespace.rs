@@ -205,7 +205,8 @@ fn create(view: &mut View, new: New) -> Result<Object, EditError> {
     if found.namespaces.iter().any(|namespace| namespace.nsid == nsid) {
         return Err(EditError::Exists(made));
     }
-    let added = config::Namespace { nsid, bdev, limits: config::Limits::default() };
+    let limits = config::Limits::default();
+    let added = config::Namespace { nsid, bdev, uuid: None, limits };
     for found in view.desired.config.subsystems.iter_mut().filter(|s| s.name == subsystem) {
         found.namespaces.push(added.clone());
     }

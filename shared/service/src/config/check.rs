@@ -3,7 +3,7 @@
 use super::mistake::{Mistake, suggestion};
 use super::section::Notes;
 use super::units::format_size;
-use super::{Config, Driver, Kind};
+use super::{Config, Driver, Kind, Uuid};
 use ipc::handoff::MAX_PATH;
 use std::collections::HashMap;
 use std::path::Path;
@@ -83,6 +83,7 @@ fn bdevs(config: &Config, notes: &Notes) {
 fn subsystems(config: &Config, notes: &Notes) {
     let mut users: HashMap<&str, String> = HashMap::new();
     let mut nqns: HashMap<&str, usize> = HashMap::new();
+    let mut uuids: HashMap<Uuid, String> = HashMap::new();
     for (index, subsystem) in config.subsystems.iter().enumerate() {
         let frontends = config.frontends.iter().map(|frontend| frontend.name.as_str());
         let key = format!("subsystem[{index}].frontend");
@@ -94,15 +95,22 @@ fn subsystems(config: &Config, notes: &Notes) {
             note(notes, format!("subsystem[{index}].nqn"), wrong, "give it another NQN");
         }
         for (number, namespace) in subsystem.namespaces.iter().enumerate() {
-            let key = format!("subsystem[{index}].namespace[{number}].bdev");
+            let key = |key: &str| format!("subsystem[{index}].namespace[{number}].{key}");
+            let name = format!("namespace {} of {}", namespace.nsid, subsystem.name);
+            if let Some(uuid) = namespace.uuid
+                && let Some(first) = uuids.insert(uuid, name.clone())
+            {
+                let wrong = format!("{uuid} is that of {first} already");
+                note(notes, key("uuid"), wrong, "write another one, or nothing");
+            }
+            let key = key("bdev");
             if namespace.bdev.is_empty() {
                 continue;
             }
             let names = config.bdevs.iter().map(|bdev| bdev.name.as_str());
             reference(key.clone(), "bdev", &namespace.bdev, names, notes);
             let shared = config.bdev(&namespace.bdev).is_some_and(|b| b.driver.is_read_only());
-            let user = format!("namespace {} of {}", namespace.nsid, subsystem.name);
-            if let Some(first) = users.insert(&namespace.bdev, user)
+            if let Some(first) = users.insert(&namespace.bdev, name)
                 && !shared
             {
                 let wrong = format!("\"{}\" is {first} already", namespace.bdev);

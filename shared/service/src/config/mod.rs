@@ -17,6 +17,7 @@ mod telemetry;
 #[cfg(test)]
 mod tests;
 mod units;
+mod uuid;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -28,6 +29,7 @@ pub use limits::{KEYS as LIMIT_KEYS, Limits};
 pub use mistake::{Mistake, Mistakes};
 pub use telemetry::Telemetry;
 pub use units::{format_duration, format_size};
+pub use uuid::Uuid;
 
 /// The tenant of workers and endpoints that name none.
 pub const DEFAULT_TENANT: &str = "default";
@@ -197,6 +199,8 @@ pub struct Namespace {
     pub nsid: u32,
     /// Its block device.
     pub bdev: String,
+    /// What hosts know it by; one is made and kept where there is none.
+    pub uuid: Option<Uuid>,
     /// What all controllers together may do on it.
     pub limits: Limits,
 }

@@ -9,7 +9,7 @@ use super::telemetry;
 use super::{
     Backend, Bdev, Channel, Config, DEFAULT_MAX_TRANSFER, DEFAULT_MODEL, DEFAULT_QUEUES,
     DEFAULT_SERIAL, DEFAULT_TENANT, Doorbells, Driver, Endpoint, Frontend, Namespace, Subsystem,
-    Worker,
+    Uuid, Worker,
 };
 use std::path::PathBuf;
 use std::time::Duration;
@@ -221,18 +221,32 @@ fn subsystem(section: Section<'_>, first_frontend: &str) -> Subsystem {
         }
         let nsid = inner.integer("nsid", 1..=MAX_NSID);
         let bdev = inner.required("bdev", "mem0");
+        let uuid = uuid(&inner);
         let limits = limits::parse(&inner);
         if let Some(nsid) = nsid.map(|nsid| nsid as u32) {
             if namespaces.iter().any(|namespace| namespace.nsid == nsid) {
                 inner.wrong("nsid", format!("{nsid} is there already"), "write another number");
             } else {
-                namespaces.push(Namespace { nsid, bdev: bdev.unwrap_or_default(), limits });
+                let bdev = bdev.unwrap_or_default();
+                namespaces.push(Namespace { nsid, bdev, uuid, limits });
             }
         }
         inner.finish(&[]);
     }
     section.finish(&[]);
     Subsystem { name, nqn, serial, model, frontend, namespaces }
+}
+
+/// A namespace's UUID, if it has one of its own.
+fn uuid(section: &Section<'_>) -> Option<Uuid> {
+    let text = section.text("uuid")?;
+    let uuid = text.parse().ok().filter(|uuid: &Uuid| uuid.0 != [0; 16]);
+    if uuid.is_none() {
+        let right = "write 32 digits and small letters a to f as in \
+                     123e4567-e89b-42d3-a456-426614174000, or nothing for one that is made";
+        section.wrong("uuid", format!("\"{text}\" is not a UUID"), right);
+    }
+    uuid
 }
 
 fn endpoint(section: Section<'_>, runtime_dir: &std::path::Path, workers: &[Worker]) -> Endpoint {

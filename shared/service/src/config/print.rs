@@ -37,6 +37,7 @@ impl Config {
                 let namespaces = list(&subsystem.namespaces, |namespace| {
                     let nsid = Value::Integer(namespace.nsid.into());
                     let mut fields = vec![("nsid", nsid), ("bdev", text(&namespace.bdev))];
+                    fields.extend(namespace.uuid.map(|uuid| ("uuid", text(&uuid.to_string()))));
                     fields.extend(limits::print(&namespace.limits));
                     fields
                 });

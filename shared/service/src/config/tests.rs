@@ -88,6 +88,28 @@ fn what_is_printed_reads_back_as_the_same() {
     assert_eq!(parse(&config.to_toml()).unwrap(), config);
 }
 
+#[test]
+fn a_namespace_may_bring_its_uuid() {
+    let with = |first: &str, second: &str| {
+        let text =
+            VALID.replace("bdev = \"mem0\"\n", &format!("bdev = \"mem0\"\nuuid = \"{first}\"\n"));
+        let second = format!("bdev = \"null0\"\nuuid = \"{second}\"\n[[endpoint]]");
+        text.replace("bdev = \"null0\"\n[[endpoint]]", &second)
+    };
+    let (one, other) =
+        ("123e4567-e89b-42d3-a456-426614174000", "223e4567-e89b-42d3-a456-426614174000");
+    let config = parse(&with(one, other)).unwrap();
+    let uuids = config.subsystems[0].namespaces.iter().map(|namespace| namespace.uuid.unwrap());
+    assert!(uuids.map(|uuid| uuid.to_string()).eq([one, other]));
+    assert_eq!(parse(&config.to_toml()).unwrap(), config);
+    assert_eq!(
+        lines(&with(one, one)),
+        [format!(
+            "subsystem[0].namespace[1].uuid: {one} is that of namespace 1 of s0 already; write another one, or nothing"
+        )]
+    );
+}
+
 /// (what is replaced in the valid file, by what, the line that is expected)
 const MISTAKES: &[(&str, &str, &str)] = &[
     ("core = 0", "cpu = 0", r#"worker[0].cpu: unknown key; known: name, core, tenant, max_nap"#),
@@ -242,6 +264,16 @@ const MISTAKES: &[(&str, &str, &str)] = &[
         r#"subsystem[0].nqn: "vireo" is not an NQN; write nqn.<yyyy-mm>.<domain>:<name>, at most 223 bytes"#,
     ),
     (
+        "bdev = \"null0\"\n[[endpoint]]",
+        "bdev = \"null0\"\nuuid = \"vireo\"\n[[endpoint]]",
+        r#"subsystem[0].namespace[1].uuid: "vireo" is not a UUID; write 32 digits and small letters a to f as in 123e4567-e89b-42d3-a456-426614174000, or nothing for one that is made"#,
+    ),
+    (
+        "bdev = \"null0\"\n[[endpoint]]",
+        "bdev = \"null0\"\nuuid = \"00000000-0000-0000-0000-000000000000\"\n[[endpoint]]",
+        r#"subsystem[0].namespace[1].uuid: "00000000-0000-0000-0000-000000000000" is not a UUID; write 32"#,
+    ),
+    (
         "serial = \"VIREO0001\"",
         "frontend = \"f1\"",
         r#"subsystem[0].frontend: there is no frontend "f1"; did you mean "f0"?"#,
@@ -357,6 +389,27 @@ fn the_environment_overrides_the_file() {
         let mistakes = Config::parse(VALID, [set(name, value)]).unwrap_err();
         let found: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
         assert!(found.iter().any(|line| line.starts_with(expected)), "{expected}: {found:?}");
+    }
+}
+
+#[test]
+fn the_environment_makes_the_sections_that_a_file_may_leave_out() {
+    let set = |name: &str, value: &str| [(name.to_owned(), value.to_owned())];
+    assert!(!VALID.contains("[api]") && !VALID.contains("[telemetry]"));
+    let config = Config::parse(VALID, set("VIREO__API__SOCKET", "/run/v.sock")).unwrap();
+    assert_eq!(config.api.socket, Path::new("/run/v.sock"));
+    let config = Config::parse(VALID, set("VIREO__TELEMETRY__SAMPLE", "7")).unwrap();
+    assert_eq!(config.telemetry.sample, 7);
+    let text = format!("{VALID}\n[telemetry]\nsample = 9\n");
+    let config = Config::parse(&text, set("VIREO__TELEMETRY__SLOW", "off")).unwrap();
+    assert_eq!(config.telemetry.sample, 9, "what is there stays");
+    for (name, line) in [
+        ("VIREO__API__SOCKETS", "api.sockets: unknown key; did you mean \"socket\"?"),
+        ("VIREO__TELEMETRY__SAMPLE__X", "VIREO__TELEMETRY__SAMPLE__X: there is no sample"),
+    ] {
+        let mistakes = Config::parse(VALID, set(name, "/x")).unwrap_err();
+        let found: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
+        assert!(found.iter().any(|found| found.starts_with(line)), "{line}: {found:?}");
     }
 }
 
