@@ -139,3 +139,28 @@ fn a_paused_namespace_stays_so_for_the_next_worker_and_client() {
     assert!(refused(&target, &["namespace", "pause", "s0/1", "--etag", "0"]).contains("s0"));
     assert!(refused(&target, &["namespace", "pause", "s0/9"]).contains("not there"));
 }
+
+#[test]
+fn a_pause_outlives_a_frontend_that_starts_anew() {
+    let target = start();
+    ok(&target, &["namespace", "pause", "s0/1"]);
+    ok(&target, &["namespace", "pause", "s0/2", "--max", "1h"]);
+    ok(&target, &["controller", "pause", "vm2"]);
+    ok(&target, &["namespace", "resume", "s0/2"]);
+    target.kill_and_await_successor("f0");
+    until("it is paused again", || is_paused(&target, "s0/1"));
+    until("and so is the controller", || {
+        let shown = json(&target, &["controller", "get", "vm2"]);
+        shown["pause_state"] == "PAUSE_STATE_PAUSED"
+    });
+    until("what was resumed runs", || is_running(&target, "s0/2"));
+    let mut host = Host::connect(target.socket("vm0"));
+    let buffer = host.memory.allocate(4096).iova;
+    until("nothing of it is in flight", || is_paused(&target, "s0/1"));
+    submit(&mut host, MEMORY, buffer);
+    submit(&mut host, DISK, buffer);
+    completes(&mut host);
+    assert!(host.poll(0).is_none(), "the next client does not get on");
+    ok(&target, &["namespace", "resume", "s0/1"]);
+    completes(&mut host);
+}

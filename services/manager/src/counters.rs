@@ -7,7 +7,7 @@ pub mod live;
 use crate::object::Object;
 use crate::peer::Peer;
 use latency::{Histogram, HistogramKey, Operation};
-use service::config::{Config, Kind};
+use service::config::{Config, Kind, Subsystem};
 use service::control::Session;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -387,12 +387,34 @@ pub(crate) fn session(
     peers: &[Peer],
     controller: &str,
 ) -> Result<Session, String> {
+    let peer = frontend_of(config, peers, controller)?;
+    peer.session().ok_or_else(|| format!("frontend {} is not there", peer.name))
+}
+
+/// The frontend of a controller.
+///
+/// # Errors
+/// There is no such process.
+pub(crate) fn frontend_of<'a>(
+    config: &Config,
+    peers: &'a [Peer],
+    controller: &str,
+) -> Result<&'a Peer, String> {
     let endpoint = config.endpoints.iter().find(|endpoint| endpoint.name == controller);
-    let subsystem = endpoint.and_then(|endpoint| config.subsystem(&endpoint.subsystem));
-    let frontend = subsystem.map(|subsystem| subsystem.frontend.as_str()).unwrap_or_default();
+    frontend(peers, endpoint.and_then(|endpoint| config.subsystem(&endpoint.subsystem)))
+}
+
+/// The frontend of a subsystem.
+///
+/// # Errors
+/// There is no such process.
+pub(crate) fn frontend<'a>(
+    peers: &'a [Peer],
+    subsystem: Option<&Subsystem>,
+) -> Result<&'a Peer, String> {
+    let name = subsystem.map(|subsystem| subsystem.frontend.as_str()).unwrap_or_default();
     let mut peers = peers.iter().filter(|peer| peer.kind == Kind::Frontend);
-    let peer = peers.find(|peer| peer.name == frontend);
-    peer.and_then(Peer::session).ok_or_else(|| format!("frontend {frontend} is not there"))
+    peers.find(|peer| peer.name == name).ok_or_else(|| format!("frontend {name} is not there"))
 }
 
 async fn read_whole(session: &Session, name: &str) -> Result<EndpointReport, String> {

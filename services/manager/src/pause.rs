@@ -1,5 +1,10 @@
-//! Pausing controllers and namespaces, and letting them go on. What is paused is known to frontends alone: it is what is, not
-//! what is wanted, and lasts as long as the endpoint or the namespace.
+//! Pausing controllers and namespaces, and letting them go on. What is paused is known to frontends: it is what is, not what is
+//! wanted, and lasts as long as the endpoint or the namespace. What was asked for is kept beside that (`kept`), for a
+//! frontend that starts anew.
+
+mod kept;
+
+pub(crate) use kept::Kept;
 
 use crate::counters;
 use crate::object::Object;
@@ -32,7 +37,7 @@ pub enum PauseError {
 }
 
 /// What can be paused.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Pausable {
     /// A controller, by its name.
     Controller(String),
@@ -73,10 +78,24 @@ pub(crate) async fn pause(
     settle: Duration,
     longest: Option<Duration>,
 ) -> Result<(), PauseError> {
-    let session = session(config, peers, object).map_err(PauseError::Unavailable)?;
+    let frontend = frontend(config, peers, object).map_err(PauseError::Unavailable)?;
+    let session = session(frontend).map_err(PauseError::Unavailable)?;
+    session.tell(request_of(object, settle, longest), &[]).await?;
+    let ended = settled(config, peers, object, settle).await;
+    match ended {
+        Ok(()) => frontend.kept().keep(object, longest),
+        Err(PauseError::InFlight) => frontend.kept().forget(object),
+        // It is not known.
+        Err(PauseError::Unavailable(_)) => {}
+    }
+    ended
+}
+
+/// What asks a frontend to pause something.
+fn request_of(object: &Pausable, settle: Duration, longest: Option<Duration>) -> request::Body {
     let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
     let (settle_ns, longest_ns) = (nanoseconds(settle), longest.map_or(0, nanoseconds));
-    let body = match object {
+    match object {
         Pausable::Namespace { subsystem, nsid } => {
             let (subsystem, nsid) = (subsystem.clone(), *nsid);
             let pause = PauseNamespace { subsystem, nsid, settle_ns, longest_ns };
@@ -86,8 +105,16 @@ pub(crate) async fn pause(
             let pause = PauseEndpoint { endpoint: name.clone(), settle_ns, longest_ns };
             request::Body::PauseEndpoint(pause)
         }
-    };
-    session.tell(body, &[]).await?;
+    }
+}
+
+/// Waits until nothing of what is to be paused is in flight.
+async fn settled(
+    config: &Config,
+    peers: &[Peer],
+    object: &Pausable,
+    settle: Duration,
+) -> Result<(), PauseError> {
     let deadline = Instant::now() + settle + SLACK;
     let mut look = LOOKS.0;
     while Instant::now() < deadline {
@@ -112,7 +139,10 @@ pub(crate) async fn resume(
     peers: &[Peer],
     object: &Pausable,
 ) -> Result<(), PauseError> {
-    let session = session(config, peers, object).map_err(PauseError::Unavailable)?;
+    let frontend = frontend(config, peers, object).map_err(PauseError::Unavailable)?;
+    // First, or a frontend that comes back at this moment would be asked again after it was resumed.
+    frontend.kept().forget(object);
+    let session = session(frontend).map_err(PauseError::Unavailable)?;
     let body = match object {
         Pausable::Namespace { subsystem, nsid } => {
             let (subsystem, nsid) = (subsystem.clone(), *nsid);
@@ -135,7 +165,7 @@ pub(crate) async fn state(
     peers: &[Peer],
     object: &Pausable,
 ) -> Result<PauseState, String> {
-    let session = session(config, peers, object)?;
+    let session = session(frontend(config, peers, object)?)?;
     match object {
         Pausable::Namespace { subsystem, nsid } => {
             let read = ReadNamespace { subsystem: subsystem.clone(), nsid: *nsid };
@@ -155,17 +185,17 @@ pub(crate) async fn state(
 }
 
 /// The frontend of a controller or a namespace.
-fn session(config: &Config, peers: &[Peer], object: &Pausable) -> Result<Session, String> {
-    let subsystem = match object {
-        Pausable::Namespace { subsystem, .. } => config.subsystem(subsystem),
-        Pausable::Controller(name) => {
-            return counters::session(config, peers, name);
+fn frontend<'a>(config: &Config, peers: &'a [Peer], object: &Pausable) -> Result<&'a Peer, String> {
+    match object {
+        Pausable::Namespace { subsystem, .. } => {
+            counters::frontend(peers, config.subsystem(subsystem))
         }
-    };
-    let frontend = subsystem.map(|subsystem| subsystem.frontend.as_str()).unwrap_or_default();
-    let mut frontends = peers.iter().filter(|peer| peer.kind == Kind::Frontend);
-    let peer = frontends.find(|peer| peer.name == frontend);
-    peer.and_then(Peer::session).ok_or_else(|| format!("frontend {frontend} is not there"))
+        Pausable::Controller(name) => counters::frontend_of(config, peers, name),
+    }
+}
+
+fn session(frontend: &Peer) -> Result<Session, String> {
+    frontend.session().ok_or_else(|| format!("frontend {} is not there", frontend.name))
 }
 
 /// What frontends say of pauses.

@@ -1,5 +1,6 @@
 //! One of the other processes: keeps telling it what it is to serve, until it does.
 
+use crate::pause::Kept;
 use service::config::Kind;
 use service::control::{Client, ControlError, Session};
 use std::sync::Arc;
@@ -39,6 +40,7 @@ pub(crate) struct Peer {
     wanted: watch::Sender<Option<Wanted>>,
     outcome: watch::Receiver<Outcome>,
     again: Arc<Notify>,
+    kept: Arc<Kept>,
     task: AbortHandle,
 }
 
@@ -62,20 +64,25 @@ impl Peer {
         let (wanted, told) = watch::channel(None);
         let (tell, outcome) = watch::channel(Outcome::Away);
         let again = Arc::new(Notify::new());
+        let kept = Arc::new(Kept::default());
         let talk = Talk {
             label: format!("{kind} {name}"),
             sessions: client.watch(),
             wanted: told,
             outcome: tell,
             again: Arc::clone(&again),
+            kept: Arc::clone(&kept),
             stirred,
         };
         let task = tokio::spawn(talk.run()).abort_handle();
-        Self { kind, name: name.to_owned(), client, wanted, outcome, again, task }
+        Self { kind, name: name.to_owned(), client, wanted, outcome, again, kept, task }
     }
 
     /// Makes `body` what the process is to serve, for a request `asked_in`; does nothing if it is already.
     pub(crate) fn want(&self, body: request::Body, asked_in: Option<Context>) {
+        if let request::Body::ApplyTargets(targets) = &body {
+            self.kept.retain(targets);
+        }
         self.wanted.send_if_modified(|wanted| {
             let document = match wanted {
                 Some(old) if old.body == body => return false,
@@ -101,6 +108,11 @@ impl Peer {
         }
     }
 
+    /// Pauses that it is asked for again when it starts anew.
+    pub(crate) fn kept(&self) -> &Kept {
+        &self.kept
+    }
+
     /// The present connection.
     pub(crate) fn session(&self) -> Option<Session> {
         self.client.current()
@@ -119,6 +131,7 @@ struct Talk {
     wanted: watch::Receiver<Option<Wanted>>,
     outcome: watch::Sender<Outcome>,
     again: Arc<Notify>,
+    kept: Arc<Kept>,
     stirred: Arc<Notify>,
 }
 
@@ -128,6 +141,8 @@ impl Talk {
         let mut backoff = MIN_BACKOFF;
         // What a predecessor applied says nothing of a process that was told nothing yet.
         let mut fresh = true;
+        // A process that starts anew has forgotten its pauses.
+        let mut forgot = false;
         loop {
             // Whatever woke this task: another process may have come at the same time.
             fresh |= self.sessions.has_changed().unwrap_or(true);
@@ -147,6 +162,7 @@ impl Talk {
                 Some(Wanted { document, body, asked_in }) => {
                     if std::mem::take(&mut fresh) {
                         self.tell(Outcome::Present);
+                        forgot = true;
                     }
                     let failures = spans::within(asked_in, apply(&session, body)).await;
                     if session.is_closed() {
@@ -154,6 +170,7 @@ impl Talk {
                         continue;
                     }
                     clean = failures.is_empty();
+                    forgot = forgot && !self.kept.ask_again(&session, clean).await;
                     self.tell(Outcome::Applied { document, failures });
                 }
             }

@@ -50,6 +50,7 @@ async fn a_successor_is_not_taken_for_its_predecessor() {
         wanted: told,
         outcome: tell,
         again: Arc::default(),
+        kept: Arc::default(),
         stirred: Arc::default(),
     };
     let task = tokio::spawn(talk.run());
