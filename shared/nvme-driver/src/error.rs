@@ -159,7 +159,7 @@ pub enum Error {
     #[error("controller is gone")]
     Gone,
     /// No active namespace has this identifier.
-    #[error("namespace {nsid} is not there; active: {active}")]
+    #[error("namespace {} is not there; active: {active}", nsid.0)]
     NoNamespace {
         /// The identifier asked for.
         nsid: Nsid,

@@ -34,11 +34,12 @@ impl Namespace {
         let formats = usize::from(identify.nlbaf_z) + 1 + usize::from(identify.nulbaf);
         let format = identify.lbaf.get(identify.flbas.index(formats)).copied().unwrap_or_default();
         if !BLOCK_SHIFTS.contains(&format.lbads()) {
-            let found = format!("namespace {nsid} with LBADS {}", format.lbads());
+            let found = format!("namespace {} with LBADS {}", nsid.0, format.lbads());
             return Err(Error::Unsupported { found, supported: "blocks of 512 bytes to 64 KiB" });
         }
         if format.ms() != 0 {
-            let found = format!("namespace {nsid} with {} bytes of metadata a block", format.ms());
+            let (nsid, bytes) = (nsid.0, format.ms());
+            let found = format!("namespace {nsid} with {bytes} bytes of metadata a block");
             return Err(Error::Unsupported { found, supported: "formats without metadata" });
         }
         let blocks = (data_bytes >> format.lbads()).clamp(1, crate::split::BLOCKS_MAX.into());

@@ -222,7 +222,7 @@ fn what_cannot_be_asked_is_refused_with_the_reason() {
 fn a_namespace_that_is_not_there_is_named_with_those_there_are() {
     let target = Scripted::start(Script::default());
     let error = target.connect().namespace(Nsid(7)).unwrap_err().to_string();
-    assert!(error.contains("0x7") && error.contains("active: 1"), "{error}");
+    assert!(error.contains("namespace 7 ") && error.contains("active: 1"), "{error}");
 }
 
 #[test]

@@ -102,7 +102,7 @@ fn every_identify_structure_says_what_is_there() {
 fn a_namespace_that_is_not_there_is_named_with_those_there_are() {
     let target = start();
     let error = connect(&target, "mapped").namespace(Nsid(9)).expect_err("it is none of them");
-    assert_eq!(error.to_string(), "namespace 0x9 is not there; active: 1, 3, 4");
+    assert_eq!(error.to_string(), "namespace 9 is not there; active: 1, 3, 4");
 }
 
 #[test]

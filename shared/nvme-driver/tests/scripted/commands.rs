@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ipc::doorbell::DoorbellPage;
-use ipc::guest_memory::{Access, HostSlice, Region};
+use ipc::guest_memory::Region;
 use nvme_spec::command::admin::{
     AbortDword10, CreateCqDword11, CreateQueueDword10, DeleteQueueDword10, IdentifyDword10,
 };
@@ -16,9 +16,8 @@ use nvme_spec::identify::Cns;
 use nvme_spec::identify::attributes::SglSupport;
 use nvme_spec::identify::controller::IdentifyController;
 use nvme_spec::identify::list::NamespaceList;
-use nvme_spec::identify::namespace::{IdentifyNamespace, LbaFormat};
-use nvme_spec::nvm::BlockIo;
-use nvme_spec::register::{Cap, CapCss, Cc, Csts, ShutdownStatus, offset};
+use nvme_spec::identify::namespace::IdentifyNamespace;
+use nvme_spec::register::{Cap, CapCrms, CapCss, Cc, Crto, Csts, ShutdownStatus, offset};
 use nvme_spec::{AdminOpcode, BlockCount, Command, Completion, Nsid, NvmOpcode, QueueId, Status};
 use vfio_user::irq::Vectors;
 use zerocopy::{FromBytes, IntoBytes};
@@ -30,6 +29,14 @@ pub struct Mapping {
     pub size: u64,
     pub offset: u64,
     pub region: Arc<Region>,
+}
+
+/// A command that is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    pub sqid: u16,
+    pub command: Command,
+    pub(super) completion: Completion,
 }
 
 #[derive(Default, Clone, Copy)]
@@ -47,17 +54,27 @@ pub struct Engine {
     pub vectors: Vectors,
     /// Every command that came, with its queue.
     pub seen: Vec<(u16, Command)>,
+    /// Commands that wait for [`serve_held`](Self::serve_held).
+    pub held: Vec<Held>,
     /// Times that CC.EN was set.
     pub enables: usize,
+    /// Times that CC.EN was cleared before CSTS.RDY was set, which nobody may do.
+    pub hasty_disables: usize,
+    /// Times that CC.SHN asked for a shutdown.
+    pub shutdowns: usize,
     pub died: bool,
     pub media: Vec<u8>,
     pub write_protected: bool,
-    page: Arc<DoorbellPage>,
+    doorbells: Arc<DoorbellPage>,
     registers: BTreeMap<u64, u32>,
     sqs: BTreeMap<u16, Queue>,
     cqs: BTreeMap<u16, Queue>,
     shadow: Option<(u64, u64)>,
     late: Vec<(Instant, u16, Completion)>,
+    /// What CSTS is to be, and when.
+    due: Vec<(Instant, Csts)>,
+    /// The host takes delays of retries (ACRE).
+    delays: bool,
     event_requests: VecDeque<Completion>,
     abortable: Vec<Completion>,
     disables: usize,
@@ -66,20 +83,25 @@ pub struct Engine {
 impl Engine {
     pub fn new(script: Script, page: Arc<DoorbellPage>) -> Self {
         Self {
-            media: vec![0; script.blocks as usize * 512],
+            media: vec![0; (script.blocks as usize) << script.format.lbads()],
             write_protected: script.write_protected,
             script,
             mappings: Vec::new(),
             vectors: Vectors::new(16),
             seen: Vec::new(),
+            held: Vec::new(),
             enables: 0,
+            hasty_disables: 0,
+            shutdowns: 0,
             died: false,
-            page,
+            doorbells: page,
             registers: BTreeMap::new(),
             sqs: BTreeMap::new(),
             cqs: BTreeMap::new(),
             shadow: None,
             late: Vec::new(),
+            due: Vec::new(),
+            delays: false,
             event_requests: VecDeque::new(),
             abortable: Vec::new(),
             disables: 0,
@@ -117,11 +139,15 @@ impl Engine {
             .with_mqes_z(self.script.mqes_z)
             .with_cqr(true)
             .with_to(self.script.to)
+            .with_mpsmin(self.script.mps)
+            .with_mpsmax(self.script.mps)
+            .with_crms(CapCrms::new().with_crwms(self.script.crwmt > 0))
             .with_css(CapCss::new().with_nvm(true));
         let word = |at: u64| match at {
             0 => cap.into_bits() as u32,
             4 => (cap.into_bits() >> 32) as u32,
             offset::VS => nvme_spec::register::Vs::V2_0.into_bits(),
+            offset::CRTO => Crto::new().with_crwmt(self.script.crwmt).into_bits(),
             at => self.register(at),
         };
         for (index, piece) in data.chunks_mut(4).enumerate() {
@@ -134,7 +160,7 @@ impl Engine {
             let value = u32::from_le_bytes(piece.try_into().unwrap());
             let at = at + index as u64 * 4;
             if at >= offset::DOORBELLS {
-                self.page.store((at - offset::DOORBELLS) as usize / 4, value);
+                self.doorbells.store((at - offset::DOORBELLS) as usize / 4, value);
                 continue;
             }
             let old = Cc::from_bits(self.register(offset::CC));
@@ -150,22 +176,40 @@ impl Engine {
             let base =
                 |low| u64::from(self.register(low)) | u64::from(self.register(low + 4)) << 32;
             let (asq, acq) = (base(offset::ASQ), base(offset::ACQ));
+            assert_eq!((asq | acq) % self.page(), 0, "queues begin with a page");
+            assert_eq!(new.mps(), self.script.mps);
             let queue = Queue { size: 32, phase: true, ..Queue::default() };
             self.sqs.insert(0, Queue { base: asq, ..queue });
             self.cqs.insert(0, Queue { base: acq, ..queue });
             self.enables += 1;
-            self.registers.insert(offset::CSTS, Csts::new().with_rdy(true).into_bits());
+            self.become_due(self.script.ready_after, Csts::new().with_rdy(true));
         }
         if old.en() && !new.en() {
             self.disables += 1;
+            let ready = Csts::from_bits(self.register(offset::CSTS)).rdy();
+            self.hasty_disables += usize::from(!ready);
             if !self.script.never_disabled {
                 self.disable();
             }
         }
         if new.shn().0 != 0 && old.shn().0 == 0 {
+            self.shutdowns += 1;
             let csts = Csts::from_bits(self.register(offset::CSTS));
-            let csts = csts.with_shst(ShutdownStatus::COMPLETE);
-            self.registers.insert(offset::CSTS, csts.into_bits());
+            self.become_due(self.script.shut_after, csts.with_shst(ShutdownStatus::COMPLETE));
+        }
+    }
+
+    /// Enables itself, as another host did.
+    pub fn come_up(&mut self) {
+        self.registers.insert(offset::CC, Cc::new().with_en(true).into_bits());
+        self.become_due(self.script.ready_after, Csts::new().with_rdy(true));
+    }
+
+    /// CSTS is to be this after a time, if the controller is not disabled before.
+    fn become_due(&mut self, delay: Duration, csts: Csts) {
+        match delay {
+            Duration::ZERO => _ = self.registers.insert(offset::CSTS, csts.into_bits()),
+            _ => self.due.push((Instant::now() + delay, csts)),
         }
     }
 
@@ -173,22 +217,15 @@ impl Engine {
         self.sqs.clear();
         self.cqs.clear();
         self.late.clear();
+        self.held.clear();
+        self.due.clear();
+        self.delays = false;
         self.event_requests.clear();
         self.abortable.clear();
         self.shadow = None;
-        self.page.clear();
+        self.doorbells.clear();
         self.registers.insert(offset::CSTS, 0);
         self.registers.insert(offset::CC, 0);
-    }
-
-    pub fn host(&self, iova: u64, len: usize) -> Option<HostSlice<'_>> {
-        self.mappings.iter().find_map(|mapping| {
-            let at = iova.checked_sub(mapping.iova)?;
-            if at + len as u64 > mapping.size {
-                return None;
-            }
-            mapping.region.slice(mapping.offset + at, len, Access::READ_WRITE)
-        })
     }
 
     fn doorbell(&self, index: usize) -> u32 {
@@ -197,7 +234,7 @@ impl Engine {
                 let at = self.host(values + index as u64 * 4, 4).unwrap();
                 at.load_u32(0, Ordering::Acquire).unwrap()
             }
-            None => self.page.load(index),
+            None => self.doorbells.load(index),
         }
     }
 
@@ -205,6 +242,11 @@ impl Engine {
     pub fn work(&mut self) -> usize {
         let mut done = 0;
         let now = Instant::now();
+        while let Some(at) = self.due.iter().position(|(time, _)| *time <= now) {
+            let (_, csts) = self.due.swap_remove(at);
+            self.registers.insert(offset::CSTS, csts.into_bits());
+            done += 1;
+        }
         while let Some(at) = self.late.iter().position(|(due, ..)| *due <= now) {
             let (_, cqid, completion) = self.late.swap_remove(at);
             self.post(cqid, completion);
@@ -243,6 +285,8 @@ impl Engine {
                 self.post(sqid, completion);
             }
             Act::Status(status) => {
+                // A host that did not ask for delays gets none.
+                let status = if self.delays { status } else { status.with_crd(0) };
                 let completion = Completion::new(QueueId(sqid), command.cid(), sqhd, status);
                 self.post(sqid, completion);
             }
@@ -250,6 +294,7 @@ impl Engine {
                 let completion = self.io(&command, completion);
                 self.late.push((Instant::now() + delay, sqid, completion));
             }
+            Act::Hold => self.held.push(Held { sqid, command, completion }),
             Act::Swallow => {}
             Act::UntilAborted => self.abortable.push(completion),
             Act::Fail => {
@@ -269,7 +314,7 @@ impl Engine {
         true
     }
 
-    fn post(&mut self, cqid: u16, completion: Completion) {
+    pub(super) fn post(&mut self, cqid: u16, completion: Completion) {
         let Some(queue) = self.cqs.get_mut(&cqid) else { return };
         let [low, high] = completion.with_phase(queue.phase).into_halves();
         let at = queue.base + u64::from(queue.at) * 16;
@@ -312,7 +357,14 @@ impl Engine {
                 }
                 Status::SUCCESS
             }
-            AdminOpcode::SET_FEATURES => Status::SUCCESS,
+            AdminOpcode::SET_FEATURES => {
+                if command.cdw10 as u8 == FeatureId::HOST_BEHAVIOR_SUPPORT.0 {
+                    let mut acre = [0];
+                    self.host(command.prp1().0, 1).unwrap().copy_to(&mut acre);
+                    self.delays = acre == [1];
+                }
+                Status::SUCCESS
+            }
             AdminOpcode::GET_LOG_PAGE => Status::SUCCESS,
             AdminOpcode::CREATE_IO_CQ | AdminOpcode::CREATE_IO_SQ => self.create(command),
             AdminOpcode::DELETE_IO_CQ | AdminOpcode::DELETE_IO_SQ => {
@@ -320,7 +372,7 @@ impl Engine {
                 let is_sq = command.admin_opcode() == AdminOpcode::DELETE_IO_SQ;
                 let queues = if is_sq { &mut self.sqs } else { &mut self.cqs };
                 queues.remove(&qid);
-                self.page.store(usize::from(qid) * 2 + usize::from(!is_sq), 0);
+                self.doorbells.store(usize::from(qid) * 2 + usize::from(!is_sq), 0);
                 Status::SUCCESS
             }
             AdminOpcode::DOORBELL_BUFFER_CONFIG => {
@@ -342,8 +394,9 @@ impl Engine {
         let attributes = CreateCqDword11::from_bits(command.cdw11);
         let vector = (cq && attributes.ien()).then_some(attributes.iv().0);
         let queue = Queue { base, size, at: 0, phase: true, vector };
+        assert_eq!(base % self.page(), 0, "queues begin with a page");
         let qid = cdw10.qid().0;
-        if self.page.load(usize::from(qid) * 2 + usize::from(cq)) != 0 {
+        if self.doorbells.load(usize::from(qid) * 2 + usize::from(cq)) != 0 {
             return Status::COMMAND_SEQUENCE_ERROR;
         }
         if cq {
@@ -362,6 +415,7 @@ impl Engine {
                 identify.nn = 1;
                 identify.aerl_z = 3;
                 identify.crdt1 = self.script.crdt1;
+                identify.rtd3e = self.script.rtd3e;
                 identify.oacs.set_doorbell_buffer(self.script.doorbell_buffer);
                 if self.script.sgl {
                     identify.sgls.set_support(SglSupport::ANY_ALIGNMENT);
@@ -373,7 +427,7 @@ impl Engine {
                 identify.nsze = BlockCount(self.script.blocks);
                 identify.ncap = identify.nsze;
                 identify.noiob = self.script.noiob;
-                identify.lbaf[0] = LbaFormat::new().with_lbads(9);
+                identify.lbaf[0] = self.script.format;
                 identify.nsattr.set_write_protected(self.write_protected);
                 identify.as_bytes().to_vec()
             }
@@ -382,62 +436,6 @@ impl Engine {
             }
             _ => vec![0; 4096],
         }
-    }
-
-    /// The pages of a command's data, by PRPs or one SGL data block.
-    fn data(&self, command: &Command, len: usize) -> Option<Vec<(u64, usize)>> {
-        if command.psdt().0 != 0 {
-            let sgl = command.sgl();
-            assert_eq!(sgl.length as usize, len, "an SGL as long as the data");
-            return Some(vec![(sgl.address.0, len)]);
-        }
-        let first = len.min(4096 - (command.prp1().0 as usize & 4095));
-        let mut pages = vec![(command.prp1().0, first)];
-        let mut left = len - first;
-        if left > 0 && left <= 4096 {
-            pages.push((command.prp2().0, left));
-        } else if left > 0 {
-            let list = self.host(command.prp2().0, 4096)?;
-            for index in 0..left.div_ceil(4096) {
-                let page = list.load_u64(index * 8, Ordering::Relaxed)?;
-                assert_eq!(page & 4095, 0, "list entries are whole pages");
-                pages.push((page, left.min(4096)));
-                left -= left.min(4096);
-            }
-        }
-        Some(pages)
-    }
-
-    fn io(&mut self, command: &Command, completion: Completion) -> Completion {
-        let io = BlockIo::parse(command);
-        let failed =
-            |status| Completion::new(completion.sqid, completion.cid, completion.sqhd, status);
-        let opcode = command.nvm_opcode();
-        if ![NvmOpcode::READ, NvmOpcode::WRITE].contains(&opcode) {
-            return completion;
-        }
-        let (start, len) = (io.slba.0 as usize * 512, io.blocks.0 as usize * 512);
-        if start + len > self.media.len() {
-            return failed(Status::LBA_OUT_OF_RANGE.with_dnr());
-        }
-        let Some(pages) = self.data(command, len) else {
-            return failed(Status::DATA_TRANSFER_ERROR.with_dnr());
-        };
-        let mut media = std::mem::take(&mut self.media);
-        let mut at = start;
-        let mut ok = true;
-        for (iova, len) in pages {
-            match self.host(iova, len) {
-                Some(slice) if opcode == NvmOpcode::READ => {
-                    ok &= slice.copy_from(&media[at..at + len]) == len
-                }
-                Some(slice) => ok &= slice.copy_to(&mut media[at..at + len]) == len,
-                None => ok = false,
-            }
-            at += len;
-        }
-        self.media = media;
-        if ok { completion } else { failed(Status::DATA_TRANSFER_ERROR.with_dnr()) }
     }
 }
 

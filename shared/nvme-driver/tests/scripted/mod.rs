@@ -1,12 +1,14 @@
 //! A small NVMe controller behind a vfio-user server, that does what a script says: well, late, wrongly, or not at all.
 //!
 //! One thread serves the socket, another the queues. It knows what a driver needs and no more.
-#![allow(dead_code, reason = "each test file uses a part")]
+#![allow(dead_code, unused_imports, reason = "each test file uses a part")]
 
 mod commands;
 mod device;
+mod medium;
 
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -14,11 +16,12 @@ use std::time::{Duration, Instant};
 
 use ipc::doorbell::DoorbellPage;
 use nvme_driver::{Controller, Options};
+use nvme_spec::identify::namespace::LbaFormat;
 use nvme_spec::{Command, Status};
 use vfio_user::server::{Session, serve};
 use vfio_user::version::Limits;
 
-pub use commands::Engine;
+pub use commands::{Engine, Held};
 pub use device::ScriptedDevice;
 
 /// What becomes of a command.
@@ -36,6 +39,8 @@ pub enum Act {
     Fail,
     /// It completes after this long.
     Late(Duration),
+    /// Nothing is done until somebody says so ([`Engine::serve_held`]).
+    Hold,
     /// A command that was never sent is completed in its place.
     WrongCid,
     /// A queue that does not exist completes it.
@@ -49,15 +54,28 @@ pub struct Script {
     pub mapped_doorbells: bool,
     pub doorbell_buffer: bool,
     pub mqes_z: u16,
+    /// CAP.MPSMIN and CAP.MPSMAX.
+    pub mps: u8,
     pub queues: u16,
     /// CAP.TO.
     pub to: u8,
+    /// CRTO.CRWMT; 0: there is no CRTO.
+    pub crwmt: u16,
+    /// From CC.EN = 1 to CSTS.RDY.
+    pub ready_after: Duration,
+    /// Who connects finds CC.EN = 1, and CSTS.RDY still to come.
+    pub coming_up: bool,
+    /// RTD3E, in microseconds, and how long a shutdown takes.
+    pub rtd3e: u32,
+    pub shut_after: Duration,
     pub mdts: u8,
     pub noiob: u16,
     pub sgl: bool,
     /// CRDT1.
     pub crdt1: u16,
     pub blocks: u64,
+    /// The namespace's only format.
+    pub format: LbaFormat,
     pub write_protected: bool,
     /// CSTS.RDY never comes.
     pub never_ready: bool,
@@ -73,13 +91,20 @@ impl Default for Script {
             mapped_doorbells: true,
             doorbell_buffer: false,
             mqes_z: 1023,
+            mps: 0,
             queues: 8,
             to: 60,
+            crwmt: 0,
+            ready_after: Duration::ZERO,
+            coming_up: false,
+            rtd3e: 0,
+            shut_after: Duration::ZERO,
             mdts: 5,
             noiob: 0,
             sgl: false,
             crdt1: 0,
             blocks: 4096,
+            format: LbaFormat::new().with_lbads(9),
             write_protected: false,
             never_ready: false,
             never_disabled: false,
@@ -139,7 +164,12 @@ impl Scripted {
     }
 
     pub fn address(&self) -> String {
-        format!("vfio-user:{}", self.directory.path().display())
+        format!("vfio-user:{}", self.endpoint().display())
+    }
+
+    /// The directory that its socket is in.
+    pub fn endpoint(&self) -> &Path {
+        self.directory.path()
     }
 
     pub fn connect(&self) -> Controller {
@@ -154,7 +184,9 @@ impl Scripted {
     pub fn kill(&mut self) {
         self.stop.store(true, Ordering::Release);
         for thread in [self.socket_thread.take(), self.engine_thread.take()].into_iter().flatten() {
-            thread.join().unwrap();
+            let ended = thread.join();
+            // A test that fails says why itself.
+            assert!(ended.is_ok() || std::thread::panicking(), "the controller failed");
         }
     }
 }
@@ -192,6 +224,9 @@ fn serve_socket(
                 let mut engine = engine.lock().unwrap();
                 engine.disable();
                 engine.mappings.clear();
+                if engine.script.coming_up {
+                    engine.come_up();
+                }
                 engine.script.mapped_doorbells
             };
             let mut session = Session::new(device::description(page, mapped), Limits::default());
