@@ -1,13 +1,13 @@
 //! Faults that an administrator has injected, as hosts see them.
 
-use std::process::Output;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nvme_spec::{Lba, Nsid, Status};
 use serde_json::Value;
+use vireo_tests::admin_client::{json, ok, refused};
 use vireo_tests::host::Host;
-use vireo_tests::target::{Target, configuration, one_memory_namespace, program, run};
+use vireo_tests::target::{Target, configuration, one_memory_namespace};
 use vireo_tests::wait::until;
 
 /// A lease (1), a ring of a file (2), a ring of memory (3).
@@ -26,24 +26,10 @@ fn target() -> Target {
     ))
 }
 
-fn vireo(target: &Target, arguments: &[&str]) -> Output {
-    let mut command = std::process::Command::new(program("vireo"));
-    command.args(arguments).arg("--runtime-dir").arg(target.site().run_dir());
-    run(command)
-}
-
-#[track_caller]
-fn ok(target: &Target, arguments: &[&str]) -> String {
-    let output = vireo(target, arguments);
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    assert!(output.status.success(), "{arguments:?}: {}{}", text(&output.stderr), target.log());
-    text(&output.stdout)
-}
-
 /// The faults as the API tells them.
 fn list(target: &Target) -> Vec<Value> {
-    let text = ok(target, &["fault", "list", "-o", "json"]);
-    serde_json::from_str(&text).expect("a list")
+    let list = json(target, &["fault", "list"]);
+    list.as_array().expect("a list").clone()
 }
 
 fn write(host: &mut Host, nsid: u32, lba: u64) -> Result<(), Status> {
@@ -141,9 +127,7 @@ fn faults_are_refused_where_the_configuration_does_not_allow_them() {
     let target = Target::start(&one_memory_namespace(&["vm0"]));
     let create = ["fault", "create", "mem0", "--every", "1", "--status", "media-error"];
     for arguments in [&create[..], &["fault", "list"], &["fault", "delete", "mem0/-"]] {
-        let output = vireo(&target, arguments);
-        let line = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(1), "{line}");
+        let line = refused(&target, arguments);
         assert!(line.contains("fault_injection = true") && line.lines().count() == 1, "{line}");
     }
     let mut host = Host::connect(target.socket("vm0"));

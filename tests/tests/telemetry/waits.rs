@@ -4,8 +4,9 @@ use nvme_spec::command::Fuse;
 use nvme_spec::nvm::{CopyRange, DatasetDword11, DatasetRange};
 use nvme_spec::{Command, CommandId, Iova, Lba, Nsid, NvmOpcode};
 use vireo_api::v1::{CapturedCommand, CommandStage};
+use vireo_tests::admin_client::ok;
 use vireo_tests::host::{Host, commands};
-use vireo_tests::target::{Target, program, run};
+use vireo_tests::target::Target;
 use vireo_tests::wait::until;
 use zerocopy::IntoBytes;
 
@@ -15,14 +16,6 @@ use super::traces::{assert_child, of, through_a_ring};
 
 const NSID: Nsid = Nsid(1);
 const CALLER: &str = "00-5bf92f3577b34da6a3ce929d0e0e4799-10f067aa0ba902b7-01";
-
-fn vireo(target: &Target, arguments: &[&str]) {
-    let mut command = std::process::Command::new(program("vireo"));
-    command.args(arguments).arg("--runtime-dir").arg(target.site().run_dir());
-    let output = run(command);
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{arguments:?}: {text}");
-}
 
 /// A read of a page to memory that nobody looks at.
 fn read(host: &mut Host, lba: u64) -> Command {
@@ -54,6 +47,8 @@ fn a_limit_is_a_stage_of_a_slow_command_s_trace_and_a_pause_a_part_of_that() {
     assert_eq!(root.attribute("vireo.waited_for").as_deref(), Some("limit"));
     let limit = of(&trace, "worker-w0", "limit").expect("its stage");
     assert_child(limit, root);
+    assert_eq!(limit.attribute("vireo.limit.of").as_deref(), Some("controller"));
+    assert_eq!(limit.attribute("vireo.limit.rate").as_deref(), Some("iops"));
     for stage in ["fetch", "translate", "channel", "complete"] {
         let stage = of(&trace, "worker-w0", stage).unwrap_or_else(|| panic!("{stage}: {trace:?}"));
         assert_child(stage, root);
@@ -68,8 +63,8 @@ fn a_limit_is_a_stage_of_a_slow_command_s_trace_and_a_pause_a_part_of_that() {
         for _ in 0..6 {
             host.submit(0, read);
         }
-        vireo(&target, &["controller", "pause", "vm0", "--timeout", "40s"]);
-        vireo(&target, &["controller", "resume", "vm0"]);
+        ok(&target, &["controller", "pause", "vm0", "--timeout", "40s"]);
+        ok(&target, &["controller", "resume", "vm0"]);
         take(&mut host, 6);
         let spans = collector.spans();
         let paused = spans.iter().find(|one| one.span.name == "pause");

@@ -11,6 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::task::AbortHandle;
 use vfio_user::Header;
 use vfio_user::dma::{DmaUnmap, Iova};
 use vfio_user::irq::IrqIndex;
@@ -48,6 +49,15 @@ fn unmap_that_waits(guest: &mut Guest) {
     }
 }
 
+/// A target that serves, with a worker of ours.
+async fn serving(doorbells: DoorbellMode) -> (Target, Arc<FakeWorker>, AbortHandle) {
+    let target = Target::start();
+    let worker = Arc::new(FakeWorker::default());
+    let server = target.start_worker(&worker);
+    assert_eq!(target.apply(target.targets(doorbells)).await, []);
+    (target, worker, server)
+}
+
 /// A guest whose controller the worker has.
 fn attached(socket: &Path, worker: &FakeWorker) -> Guest {
     let mut guest = Guest::attach(socket);
@@ -62,11 +72,8 @@ fn attached(socket: &Path, worker: &FakeWorker) -> Guest {
 #[test]
 fn memory_that_a_worker_refused_is_unmapped_when_the_worker_says_so() {
     run(async {
-        let target = Target::start();
-        let worker = Arc::new(FakeWorker::default());
-        let _server = target.start_worker(&worker);
+        let (target, worker, _server) = serving(DoorbellMode::Mapped).await;
         worker.refuse("add 1");
-        assert_eq!(target.apply(target.targets(DoorbellMode::Mapped)).await, []);
         let (socket, of_client) = (target.socket(), Arc::clone(&worker));
         client(move || {
             let worker = of_client;
@@ -87,10 +94,7 @@ fn memory_that_a_worker_refused_is_unmapped_when_the_worker_says_so() {
 #[test]
 fn an_unmap_ends_when_the_worker_is_dead() {
     run(async {
-        let target = Target::start();
-        let worker = Arc::new(FakeWorker::default());
-        let server = target.start_worker(&worker);
-        assert_eq!(target.apply(target.targets(DoorbellMode::Mapped)).await, []);
+        let (target, worker, server) = serving(DoorbellMode::Mapped).await;
         let (socket, of_client) = (target.socket(), Arc::clone(&worker));
         client(move || {
             let mut guest = Guest::attach(&socket);
@@ -109,10 +113,7 @@ fn an_unmap_ends_when_the_worker_is_dead() {
 #[test]
 fn an_unmap_waits_for_what_a_dead_worker_left_with_backends() {
     run(async {
-        let target = Target::start();
-        let worker = Arc::new(FakeWorker::default());
-        let server = target.start_worker(&worker);
-        assert_eq!(target.apply(target.targets(DoorbellMode::Mapped)).await, []);
+        let (target, worker, server) = serving(DoorbellMode::Mapped).await;
         let (socket, of_client) = (target.socket(), Arc::clone(&worker));
         let backend = Arc::clone(&target.backend);
         client(move || {
@@ -139,10 +140,7 @@ fn an_unmap_waits_for_what_a_dead_worker_left_with_backends() {
 #[test]
 fn clearing_bus_mastering_waits_for_what_a_worker_has_in_flight() {
     run(async {
-        let target = Target::start();
-        let worker = Arc::new(FakeWorker::default());
-        let _server = target.start_worker(&worker);
-        assert_eq!(target.apply(target.targets(DoorbellMode::Mapped)).await, []);
+        let (target, worker, _server) = serving(DoorbellMode::Mapped).await;
         let (socket, of_client) = (target.socket(), Arc::clone(&worker));
         client(move || {
             let worker = of_client;
@@ -194,10 +192,7 @@ fn clearing_bus_mastering_waits_for_what_a_worker_has_in_flight() {
 #[test]
 fn a_worker_that_dies_and_comes_back_between_two_looks_gets_the_client_again() {
     run(async {
-        let target = Target::start();
-        let worker = Arc::new(FakeWorker::default());
-        let server = target.start_worker(&worker);
-        assert_eq!(target.apply(target.targets(DoorbellMode::Mapped)).await, []);
+        let (target, worker, server) = serving(DoorbellMode::Mapped).await;
         let (socket, of_client) = (target.socket(), Arc::clone(&worker));
         let guest = client(move || {
             let guest = Guest::attach(&socket);
@@ -220,10 +215,7 @@ fn a_worker_that_dies_and_comes_back_between_two_looks_gets_the_client_again() {
 #[test]
 fn a_burst_of_admin_commands_is_served_though_the_doorbell_rings_once() {
     run(async {
-        let target = Target::start();
-        let worker = Arc::new(FakeWorker::default());
-        let _server = target.start_worker(&worker);
-        assert_eq!(target.apply(target.targets(DoorbellMode::Shadow)).await, []);
+        let (target, worker, _server) = serving(DoorbellMode::Shadow).await;
         let (socket, of_client) = (target.socket(), Arc::clone(&worker));
         client(move || {
             let worker = of_client;
