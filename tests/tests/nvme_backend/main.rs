@@ -1,9 +1,14 @@
 //! Targets whose block device is an NVMe drive: the controller of another target of ours, over vfio-user. The driver on
 //! top and the device below are those of drives under VFIO, too, which `guest/drives.sh` runs in a guest. Workers have
-//! queue pairs of the drive, unless a test says that they have none.
+//! queue pairs of the drive, unless a test says that they have none. Where it matters what the drive is told, or it is to
+//! misbehave, it is the scripted controller of the driver's own tests.
 
 mod interrupts;
 mod lease;
+mod lists;
+#[path = "../../../shared/nvme-driver/tests/scripted/mod.rs"]
+mod scripted;
+mod trouble;
 mod volumes;
 
 use std::path::Path;

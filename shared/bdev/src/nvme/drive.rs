@@ -52,7 +52,7 @@ impl Drive {
         let namespace = controller.namespace(nsid).map_err(failed)?;
         let block = u64::from(namespace.block_size());
         if block > BLOCK_MAX {
-            let what = format!("namespace {nsid} has blocks of {block} bytes, at most 4096 do");
+            let what = format!("namespace {} has blocks of {block} bytes, at most 4096 do", nsid.0);
             return Err(Error::new(ErrorKind::Invalid, what));
         }
         let limits = controller.identify_as::<NvmController>(

@@ -165,6 +165,10 @@ impl Engine {
                 break;
             }
             let Some(completion) = queue.pop() else { break };
+            if completion.sqid != queue.id() {
+                self.reset("it completed a command of another queue");
+                break;
+            }
             self.take(&completion, &mut count);
         }
         if self.now.saturating_sub(self.aged) >= AGE_INTERVAL {

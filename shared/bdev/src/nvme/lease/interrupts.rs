@@ -1,7 +1,7 @@
 //! How long a worker polls for what its drive has under way, and what wakes it when it sleeps instead.
 //!
-//! Whether polling pays is learned from the last sleep: had a longer poll seen its end, the next is longer. The event is
-//! never read, only its edges are taken: it is the drive's to write to, which may be another process that makes it block,
+//! Whether polling pays is learned from the last sleep that an interrupt ended: had a longer poll seen its end, the next is
+//! longer. The event is never read, only its edges are taken: it is the drive's to write to, which may be another process that makes it block,
 //! or fills it. Signals that come while the worker polls cost it nothing. While the lender has the drive send none, and
 //! since whoever relies on a foreign process looks for himself now and then, every sleep has an end.
 
@@ -63,7 +63,8 @@ impl Interrupts {
     pub fn completed(&mut self, now: u64) {
         if std::mem::take(&mut self.slept) {
             let waited = now.saturating_sub(self.stirred);
-            self.poll = if waited < POLL { POLL } else { 0 };
+            // The end of a nap that nobody ended tells nothing of the drive: a fast one would be napped upon again and again.
+            self.poll = if waited < POLL || !self.heard { POLL } else { 0 };
         }
         self.stirred = now;
     }
