@@ -1,6 +1,7 @@
 //! What a reload may change while guests run, and what it would change.
 
 use crate::desired::Desired;
+use crate::identity::Identities;
 use service::config::{Bdev, Config, Endpoint, Frontend, Limits, Subsystem, Worker, format_size};
 use std::collections::BTreeMap;
 
@@ -18,7 +19,7 @@ pub fn compare(old: &Desired, new: &Config, sizes: &Sizes) -> Result<Vec<String>
     found.bdevs(&old.config, new);
     found.subsystems(old, new);
     found.endpoints(&old.config, new);
-    found.uuids(old, new);
+    found.refused.append(&mut same_uuids(&old.identities, new));
     if !found.refused.is_empty() {
         return Err(found.refused);
     }
@@ -37,6 +38,21 @@ pub fn sized_anew<'a>(
     before
         .filter(|bdev| new.bdev(&bdev.name).is_some_and(|bdev| bdev.size.is_some()))
         .map(|bdev| (bdev.name.as_str(), bdev.backend.as_str()))
+}
+
+/// Namespaces that would have the same UUID, one line each: one that the file gives may have been made or given elsewhere.
+pub fn same_uuids(identities: &Identities, new: &Config) -> Vec<String> {
+    let (mut seen, mut wrong) = (BTreeMap::new(), Vec::new());
+    for subsystem in &new.subsystems {
+        for namespace in &subsystem.namespaces {
+            let Some(uuid) = identities.uuid(subsystem, namespace) else { continue };
+            let what = format!("namespace {} of {}", namespace.nsid, subsystem.name);
+            if let Some(first) = seen.insert(uuid, what.clone()) {
+                wrong.push(format!("{what} and {first} have the same uuid {uuid}: write another"));
+            }
+        }
+    }
+    wrong
 }
 
 #[derive(Default)]
@@ -188,22 +204,6 @@ impl Found {
                     self.limits(&what, &other.limits, &namespace.limits);
                 }
                 None => self.added.push(format!("namespace {nsid} of {name} added")),
-            }
-        }
-    }
-
-    /// A UUID that the file gives may have been made or given elsewhere.
-    fn uuids(&mut self, old: &Desired, new: &Config) {
-        let mut seen = BTreeMap::new();
-        for subsystem in &new.subsystems {
-            for namespace in &subsystem.namespaces {
-                let Some(uuid) = old.identities.uuid(subsystem, namespace) else { continue };
-                let what = format!("namespace {} of {}", namespace.nsid, subsystem.name);
-                if let Some(first) = seen.insert(uuid, what.clone()) {
-                    let line =
-                        format!("{what} and {first} have the same uuid {uuid}: write another");
-                    self.refused.push(line);
-                }
             }
         }
     }

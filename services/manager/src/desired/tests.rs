@@ -78,6 +78,17 @@ fn a_frontend_hears_of_its_own_subsystems_and_of_their_endpoints() {
 }
 
 #[test]
+fn a_namespace_s_own_uuid_is_told_and_none_is_made() {
+    let own = "bdev = \"mem0\"\nuuid = \"00112233-4455-4677-8899-aabbccddeeff\"\n";
+    let desired = sample::desired(sample::config(&[("bdev = \"mem0\"\n", own)]));
+    let f0 = desired.targets("f0");
+    let [first, second] = f0.subsystems[0].namespaces.as_slice() else { panic!("{f0:?}") };
+    let bytes = [0, 0x11, 0x22, 0x33, 0x44, 0x55, 0x46, 0x77];
+    assert_eq!((&first.uuid[..8], first.uuid[15]), (&bytes[..], 0xFF));
+    assert_eq!((second.uuid.len(), desired.identities.namespaces.len()), (16, 2));
+}
+
+#[test]
 fn limits_are_told_where_there_are_any() {
     let edits = [
         ("nsid = 7\nbdev = \"null0\"", "nsid = 7\nbdev = \"null0\"\nlimits = { iops = 500 }"),

@@ -1,6 +1,6 @@
 //! What a manager begins with: what was served before, or what the configuration file says now.
 
-use crate::change::{Sizes, compare};
+use crate::change::{Sizes, compare, same_uuids};
 use crate::desired::Desired;
 use crate::store::State;
 use service::config::{Config, Kind};
@@ -23,6 +23,10 @@ pub(super) async fn decide(stored: State, file: Config) -> (State, String) {
     let accepted = |leaving| State { config: Some(new.clone()), leaving, ..stored.clone() };
     if *old == new && stored.leaving.is_empty() {
         return (accepted(Vec::new()), String::new());
+    }
+    let clashes = same_uuids(&stored.identities, &new);
+    if !clashes.is_empty() {
+        return keep(&stored, &file, &clashes);
     }
     if !is_served(old).await {
         return (accepted(Vec::new()), String::new());
