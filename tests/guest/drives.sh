@@ -1,8 +1,9 @@
 #!/bin/bash
 # Runs in the test guest (tests/guest/run.sh --iommu) as its root, with Vireo's programs beside it: `vireo up` with the
 # guest's emulated NVMe drive as its block device, over VFIO, and `vireo perf` as the client of that. The worker has a queue
-# pair of the drive. Data is verified before and after the worker and the backend were killed; then the drive is taken away
-# while it is used.
+# pair of the drive. Data is verified before and after the worker and the backend were killed: a backend's successor takes the
+# drive over from the keeper's store, also from one that was killed while it did so. Then the drive is given back to the kernel
+# by configuration, with a backend that runs and without, and at last taken away while it is used.
 set -euo pipefail
 cd /run/vireo
 work=/tmp/target
@@ -12,12 +13,35 @@ for device in /sys/bus/pci/devices/*; do
     [ "$(cat "$device/class")" = 0x010802 ] || continue
     address=${device##*/}
 done
-echo "$address" >"/sys/bus/pci/devices/$address/driver/unbind"
+device=/sys/bus/pci/devices/$address
+# bind DRIVER: gives the drive to another driver. The kernel waits until nobody has it open.
+bind() {
+    timeout 30 bash -c "echo $address >$device/driver/unbind" || { echo "the kernel waits for the drive ($1)"; exit 1; }
+    echo "$1" >"$device/driver_override"
+    echo "$address" >/sys/bus/pci/drivers_probe
+}
+disk() { compgen -G "$device/nvme/nvme*/nvme*n1" >/dev/null; }
 modprobe vfio-pci
-echo vfio-pci >"/sys/bus/pci/devices/$address/driver_override"
-echo "$address" >/sys/bus/pci/drivers_probe
+bind vfio-pci
 
-cat >$work/vireo.toml <<CONFIGURATION
+# The backend, as `vireo up` starts it. While there is a file `hold` it waits; each line of the file `writes` has one killed as
+# it makes that write to a register or to configuration space (pwrite), which is in the middle of a bring-up.
+mv vireo-backend vireo-backend.program
+cat >vireo-backend <<'WRAPPER'
+#!/bin/bash
+work=/tmp/target
+while [ -e $work/hold ]; do sleep 0.1; done
+if [ -s $work/writes ]; then
+    write=$(head -n 1 $work/writes)
+    sed -i 1d $work/writes
+    exec strace -D -qq -f -o $work/strace -e trace=pwrite64 -e "inject=pwrite64:signal=SIGKILL:when=$write" \
+        /run/vireo/vireo-backend.program "$@"
+fi
+exec /run/vireo/vireo-backend.program "$@"
+WRAPPER
+chmod +x vireo-backend
+
+cat >$work/drive.toml <<CONFIGURATION
 runtime_dir = "$work/run"
 state_dir = "$work/state"
 [[worker]]
@@ -39,8 +63,11 @@ bdev = "nv0"
 name = "vm0"
 subsystem = "s0"
 CONFIGURATION
+# The same without the drive.
+sed '/^\[\[bdev\]\]/,$d' $work/drive.toml >$work/none.toml
+cp $work/drive.toml $work/vireo.toml
 mkdir -p $work/run $work/state
-./vireo up --config $work/vireo.toml >$work/log 2>&1 &
+VIREO_LOG=info ./vireo up --config $work/vireo.toml >$work/log 2>&1 &
 up=$!
 trap 'tail -n 40 $work/log' EXIT
 within 60 grep -q '^ready' $work/log
@@ -58,30 +85,84 @@ verify 'small blocks' --pattern randwrite --verify crc32c --depth 16 --time 2s
 verify 'large blocks' --pattern randrw --verify pattern --block-size 256KiB --depth 4 --time 2s
 if grep -q 'data goes through buffers' $work/log; then exit 1; fi
 
-leased() { timeout 30 ./vireo status --config $work/vireo.toml -o json | grep -q 'lease of nv0'; }
+leased() { timeout 30 ./vireo status --config $work/vireo.toml -o json | grep 'lease of nv0' >/dev/null; }
 (timeout 60 ./vireo perf "vfio-user:$work/run/vm0" --depth 8 --io-timeout 20s --time 8s >$work/leased 2>&1 || true) &
 load=$!
 within 60 leased || { echo 'the worker has no queue pair of the drive'; exit 1; }
 timeout 40 tail --pid=$load -f /dev/null
 
 served() { timeout 30 ./vireo status --config $work/vireo.toml >/dev/null; }
-# successor NAME KIND: kills a process as a crash would, while it is used, and waits for another one.
+process() { pgrep -f "vireo-$2.*--name $1"; }
+another() { now=$(process "$@") && [ "$now" != "$before" ]; }
+# successor NAME KIND [TIMES]: kills a process as a crash would, while it is used, and waits for another one; kills that at
+# once, if it is to be so often.
 successor() {
-    local before now
+    local before now times=${3:-1}
     (timeout 60 ./vireo perf "vfio-user:$work/run/vm0" --depth 8 --io-timeout 20s --time 4s >$work/killed 2>&1 || true) &
     load=$!
     sleep 2
-    before=$(pgrep -f "vireo-$2.*--name $1")
-    kill -KILL "$before"
-    another() { now=$(pgrep -f "vireo-$2.*--name $1") && [ "$now" != "$before" ]; }
-    within 60 another "$@"
+    while [ "$times" -gt 0 ]; do
+        before=$(process "$1" "$2")
+        kill -KILL "$before"
+        within 60 another "$1" "$2"
+        times=$((times - 1))
+    done
     timeout 60 tail --pid=$load -f /dev/null || { echo "a client hangs after $1 was killed"; exit 1; }
     within 60 served
 }
 successor w0 worker
 verify 'after the worker was killed' --pattern randwrite --verify crc32c --depth 8 --time 2s
+# taken_over COUNT: by now so many successors have taken the drive over, and none had to open it anew.
+said() { [ "$(grep -c "$2" $work/log)" -ge "$1" ]; }
+taken_over() {
+    within 60 said "$1" 'drive taken over from a predecessor' || { echo "the drive was not taken over $1 times"; exit 1; }
+    if grep -E 'is of no use|is not kept' $work/log; then exit 1; fi
+}
 successor b0 backend
+taken_over 1
 verify 'after the backend was killed' --pattern randwrite --verify crc32c --depth 8 --time 2s
+(timeout 60 ./vireo perf "vfio-user:$work/run/vm0" --depth 8 --io-timeout 20s --time 8s >$work/leased 2>&1 || true) &
+load=$!
+within 60 leased || { echo 'the worker has no queue pair of the drive that was taken over'; exit 1; }
+timeout 60 tail --pid=$load -f /dev/null
+
+# Twice in a row; then three that are killed while they bring the drive up: before the controller is disabled, after that, and
+# before it is enabled.
+successor b0 backend 2
+taken_over 2
+printf '%s\n' 2 3 6 >$work/writes
+successor b0 backend
+killed() { [ ! -s $work/writes ] && ! pgrep strace && [ "$(process b0 backend | wc -l)" = 1 ]; }
+within 90 killed >/dev/null || { echo 'the backend was not killed as often as it was to be'; exit 1; }
+taken_over 3
+within 60 served
+verify 'after successors were killed' --pattern randwrite --verify crc32c --depth 8 --time 2s
+
+# configure NAME: has another configuration taken over.
+reloaded() { timeout 60 ./vireo reload --config $work/vireo.toml; }
+configure() {
+    cp "$work/$1.toml" $work/vireo.toml
+    within 60 reloaded
+}
+configure none
+bind nvme
+within 60 disk
+bind vfio-pci
+configure drive
+verify 'after the kernel had it' --pattern randwrite --verify crc32c --depth 8 --time 2s
+
+# While no backend runs. Nobody says then that all is done.
+touch $work/hold
+kill -KILL "$(process b0 backend)"
+cp $work/none.toml $work/vireo.toml
+reloaded || true
+rm $work/hold
+within 60 said 1 'drive given back to the kernel' || { echo 'a drive that nobody wants is kept'; exit 1; }
+bind nvme
+within 60 disk
+bind vfio-pci
+configure drive
+verify 'after it was given back' --pattern randwrite --verify crc32c --depth 8 --time 2s
 
 echo 'removed while it is used'
 (timeout 60 ./vireo perf "vfio-user:$work/run/vm0" --depth 8 --io-timeout 20s --time 30s >$work/removed 2>&1 || true) &

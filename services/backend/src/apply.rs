@@ -7,12 +7,12 @@ use crate::backend::{State, lock};
 use crate::lease::Leases;
 use crate::registry::{Device, Kind, SMALLEST_BLOCK, blocking, failure, stopped, unanswered};
 use crate::serve::{Command, DeviceKey, Handle, Resize};
-use crate::store::Store;
+use crate::store::{DriveStore, Store};
 use bdev::channel::{AnyChannel, Channel, Geometry};
 use bdev::file::{FileDevice, FileOptions};
 use bdev::malloc::MallocChannel;
 use bdev::null::NullChannel;
-use bdev::nvme::{NvmeDevice, NvmeOptions};
+use bdev::nvme::{Address, Keeper, NvmeDevice, NvmeOptions, PciAddress, retire};
 use ipc::device_memory::DeviceMemory;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, Once};
@@ -33,6 +33,8 @@ const CLOSE_WAIT: Duration = Duration::from_secs(10);
 pub(crate) struct Applier {
     serve: Handle,
     store: Arc<Mutex<Store>>,
+    /// The same for drives, if somebody keeps them.
+    drives: Option<Arc<dyn Keeper>>,
     /// Devices that are out of the registry and not closed yet.
     closing: Vec<Closing>,
 }
@@ -45,7 +47,9 @@ struct Closing {
 impl Applier {
     /// With what a predecessor left in the store, which is taken when its device is wanted.
     pub(crate) fn new(serve: Handle, store: Store) -> Self {
-        Self { serve, store: Arc::new(Mutex::new(store)), closing: Vec::new() }
+        let store = Arc::new(Mutex::new(store));
+        let drives = DriveStore::of(&store);
+        Self { serve, store, drives, closing: Vec::new() }
     }
 
     /// Makes the devices what is wanted. What cannot be done is told, the rest is done.
@@ -64,10 +68,17 @@ impl Applier {
         }
         let mut failures = self.closed().await;
         // What is not wanted any more; what is wanted and not there yet may be kept for it.
-        let store = Arc::clone(&self.store);
+        let (store, keeper, drives) =
+            (Arc::clone(&self.store), self.drives.clone(), drives_of(&wanted));
         blocking(move || {
             let names: Vec<&str> = names.iter().map(String::as_str).collect();
             lock(&store).keep_only(&names);
+            let left = lock(&store).drives();
+            if let Some(keeper) = keeper {
+                for drive in left.into_iter().filter(|drive| !drives.contains(drive)) {
+                    retire(drive, &keeper);
+                }
+            }
         })
         .await?;
         for bdev in wanted.bdevs {
@@ -131,7 +142,7 @@ impl Applier {
                 lock(state).tried_to_lock(name, code != Some(ErrorCode::Unavailable));
                 opened?
             }
-            Driver::Nvme(nvme) => nvme_device(key, wanted, nvme).await?,
+            Driver::Nvme(nvme) => nvme_device(key, wanted, nvme, self.drives.clone()).await?,
         };
         let command = Command::AddDevice { device: key, channel: Box::new(channel) };
         self.serve.send(command).await.map_err(stopped)?;
@@ -301,25 +312,35 @@ async fn nvme_device(
     key: DeviceKey,
     wanted: Bdev,
     nvme: NvmeDriver,
+    keeper: Option<Arc<dyn Keeper>>,
 ) -> Result<(AnyChannel, Device), Failure> {
     let NvmeDriver { target, nsid, read_only, polled } = nvme;
     let options = NvmeOptions { target, nsid, read_only, polled };
-    let opened = blocking(move || NvmeDevice::open(&options)).await?;
+    let opened = blocking(move || NvmeDevice::open_kept(&options, keeper.as_ref())).await?;
     let device = opened.map_err(|error| failure(&error))?;
     let (features, geometry) = (device.features(), device.geometry());
     let block = features.block_size;
     if wanted.block_size != 0 && wanted.block_size < block {
         // Shutting the drive down takes its time.
         blocking(move || drop(device)).await?;
-        let text = format!(
-            "bdev \"{}\": the drive has blocks of {block} bytes; leave block_size out, or say {block}",
-            wanted.name
-        );
+        let text = format!("bdev \"{}\": the drive has blocks of {block} bytes", wanted.name);
         return Err(Failure::invalid(text));
     }
     let kind = Kind::Nvme { read_only: geometry.read_only, features };
     let entry = Device { key, wanted, size: geometry.size, kind, minimum_block_size: block };
     Ok((AnyChannel::Nvme(Box::new(device)), entry))
+}
+
+/// The physical drives that are wanted.
+fn drives_of(wanted: &ApplyBdevs) -> Vec<PciAddress> {
+    let drive = |bdev: &Bdev| match &bdev.driver {
+        Some(Driver::Nvme(nvme)) => match nvme.target.parse() {
+            Ok(Address::Pcie(drive)) => Some(drive),
+            Ok(Address::VfioUser(_)) | Err(_) => None,
+        },
+        Some(Driver::Null(_) | Driver::Malloc(_) | Driver::File(_)) | None => None,
+    };
+    wanted.bdevs.iter().filter_map(drive).collect()
 }
 
 fn check_size(wanted: &Bdev) -> Result<(), Failure> {

@@ -2,7 +2,7 @@
 
 use ipc::device_memory::DeviceMemory;
 use ipc::event::EventFd;
-use ipc::fd_store::{Kept, Launched, NotifySocket, launch, signal};
+use ipc::fd_store::{Kept, Launched, NotifySocket, StoreRequest, launch, signal};
 use nix::sys::signal::Signal;
 use nix::sys::wait::waitpid;
 use service::control::{Client, Session};
@@ -108,6 +108,34 @@ async fn memory(session: &Session, bdev: &str) -> DeviceMemory {
     let reply::Body::ChannelGrant(grant) = answer.body else { panic!("{:?}", answer.body) };
     assert_eq!(grant.kind(), ChannelKind::LeaseMalloc);
     DeviceMemory::open(answer.fds.into_iter().next().unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn what_is_kept_of_a_drive_that_is_gone_is_given_up_and_nothing_else() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = directory.path();
+    std::fs::write(at.join("vireo.toml"), configuration(at)).unwrap();
+    let keeper = Keeper::start(&at.join("notify"));
+    // A set of a function that does not exist, and parts of another; one comes with a lease.
+    let names = ["nvtable.fffffffffff8", "nvspace.fffffffffff8", "nvgroup.fffffffffff8"];
+    let parts = ["nvdrive.fffffffffff8", "nvgroup.fffffffffff0", "nvlease.fffffffffff80002"];
+    for name in names.into_iter().chain(parts).chain(["other.7"]) {
+        let request = StoreRequest::Keep { name: name.to_owned(), poll: false };
+        // Each an open file of its own.
+        let fd = std::fs::File::open("/dev/null").unwrap().into();
+        keeper.kept.lock().unwrap().apply(&request, vec![fd]);
+    }
+    let backend = keeper.launch(at);
+    let client = Client::new(at.join("backend-b0.sock"), "test");
+    let session = client.session(Duration::from_secs(60)).await.unwrap();
+    apply(&session, &["mem0"]).await;
+    let kept: Vec<String> =
+        keeper.kept.lock().unwrap().entries().map(|(name, _)| name.to_owned()).collect();
+    let mut kinds: Vec<&str> = kept.iter().filter_map(|name| name.split('.').next()).collect();
+    kinds.sort_unstable();
+    assert_eq!(kinds, ["mem", "other"]);
+    signal(backend.pidfd.as_fd(), Signal::SIGKILL).unwrap();
+    waitpid(backend.pid, None).unwrap();
 }
 
 #[tokio::test]

@@ -77,6 +77,25 @@ fn parse_pci(text: &str) -> Option<PciAddress> {
     (address.device < 32 && address.function < 8).then_some(address)
 }
 
+impl PciAddress {
+    /// The function as a number below 2^48: domain times 65,536, bus times 256, device times 8, function.
+    #[must_use]
+    pub fn number(self) -> u64 {
+        let Self { domain, bus, device, function } = self;
+        let [bus, device, function] = [bus, device, function].map(u64::from);
+        u64::from(domain) << 16 | bus << 8 | device << 3 | function
+    }
+
+    /// The function of a [`number`](Self::number); `None` if it is none.
+    #[must_use]
+    pub fn from_number(number: u64) -> Option<Self> {
+        let low = number as u16;
+        let domain = u32::try_from(number >> 16).ok()?;
+        let [bus, device] = [(low >> 8) as u8, (low >> 3) as u8 & 0x1F];
+        Some(Self { domain, bus, device, function: low as u8 & 7 })
+    }
+}
+
 impl fmt::Display for PciAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { domain, bus, device, function } = self;
@@ -104,6 +123,17 @@ mod tests {
         }
         let short: Address = "pcie:3:0.1".parse().unwrap();
         assert_eq!(short.to_string(), "pcie:0000:03:00.1");
+    }
+
+    #[test]
+    fn a_function_is_a_number_and_back() {
+        let highest = PciAddress { domain: u32::MAX, bus: 0xFF, device: 0x1F, function: 7 };
+        let some = PciAddress { domain: 1, bus: 2, device: 3, function: 4 };
+        assert_eq!((highest.number(), some.number()), ((1 << 48) - 1, 0x1_021C));
+        for address in [highest, some] {
+            assert_eq!(PciAddress::from_number(address.number()), Some(address));
+        }
+        assert_eq!(PciAddress::from_number(1 << 48), None);
     }
 
     #[test]

@@ -154,6 +154,9 @@ impl BareQueue {
         let interrupts = interrupts.inspect_err(|_| inner.give_queue_id_back(qid))?;
         let (vector, event) = interrupts.unzip();
         let own_vector = vector.is_some() && room.is_some();
+        // Before the queues: they begin at 0.
+        let [sq_bell, cq_bell] = [DoorbellKind::SubmissionTail, DoorbellKind::CompletionHead]
+            .map(|kind| inner.bell(qid, kind));
         inner.create_queues(qid, &sq, &cq, vector).inspect_err(|_| {
             let vector = vector.filter(|_| own_vector);
             if vector.is_none_or(|vector| inner.restore_vector(vector).is_ok()) {
@@ -169,8 +172,8 @@ impl BareQueue {
             own_vector,
             sq,
             cq,
-            sq_bell: inner.bell(qid, DoorbellKind::SubmissionTail),
-            cq_bell: inner.bell(qid, DoorbellKind::CompletionHead),
+            sq_bell,
+            cq_bell,
             memory,
             lists_at,
             room_at,

@@ -30,6 +30,9 @@
 //!
 //! The queue pair's path allocates nothing, locks nothing and makes no system call. Unsafe code stands in the modules
 //! that touch mapped memory of queues and doorbells (`ring`, `doorbell`) and in `transport::vfio`; nowhere else.
+//!
+//! A service that may be killed and started again has its drives kept ([`transport::vfio::Keeper`]): its successor takes them
+//! over from [`Controller::connect_kept`].
 
 #![deny(unsafe_code)]
 

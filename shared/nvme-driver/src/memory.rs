@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -25,6 +26,8 @@ pub const PAGE_SIZE: usize = 4096;
 const WINDOW_START: u64 = 4 << 30;
 /// End of what is given out: the address width of the narrowest IOMMU in use (39 bits).
 const WINDOW_END: u64 = 1 << 39;
+/// All that is given out.
+pub(crate) const WINDOW: Range<u64> = WINDOW_START..WINDOW_END;
 /// Objects at least this large are aligned to it, so that an IOMMU can map them in large pages.
 const LARGE: u64 = 2 << 20;
 
@@ -69,6 +72,8 @@ pub enum MemoryError {
 #[derive(Debug)]
 pub(crate) struct Domain {
     transport: Arc<dyn Transport>,
+    /// Bytes of a memory page of the controller's: objects begin with one.
+    page: u64,
     /// Ranges in use, ascending: first address and the one past the last.
     used: Mutex<Vec<(u64, u64)>>,
     /// What is registered, by the object's address: who registers an object again shares its window.
@@ -132,8 +137,10 @@ pub struct DmaBuffer {
 }
 
 impl Domain {
-    pub(crate) fn new(transport: Arc<dyn Transport>) -> Arc<Self> {
-        Arc::new(Self { transport, used: Mutex::default(), registered: Mutex::default() })
+    /// Of a controller with memory pages of `1 << page_shift` bytes.
+    pub(crate) fn new(transport: Arc<dyn Transport>, page_shift: u32) -> Arc<Self> {
+        let page = 1 << page_shift;
+        Arc::new(Self { transport, page, used: Mutex::default(), registered: Mutex::default() })
     }
 
     fn registered(&self) -> MutexGuard<'_, HashMap<usize, Weak<Registration>>> {
@@ -142,7 +149,7 @@ impl Domain {
 
     /// Takes a gap of `len` bytes.
     fn take(&self, len: u64) -> Option<u64> {
-        let align = if len >= LARGE { LARGE } else { PAGE_SIZE as u64 };
+        let align = if len >= LARGE { LARGE.max(self.page) } else { self.page };
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         let mut start = WINDOW_START;
         let mut at = used.len();

@@ -24,7 +24,7 @@ const LOOK_BUSY: Duration = Duration::from_millis(50);
 const LOOK_IDLE: Duration = Duration::from_millis(500);
 /// Between two attempts to connect to a drive that was lost.
 const RECONNECT: Duration = Duration::from_secs(1);
-/// How long a first connection waits for a predecessor's to end.
+/// How long a first connection waits for a predecessor's to end that was not kept.
 const BUSY_WAIT: Duration = Duration::from_secs(3);
 /// Longest wait for the first answers of a drive, and for those to admin commands.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -126,6 +126,8 @@ pub(super) struct Control {
     pub lessor: Lessor,
     /// How often the drive's namespaces had changed when they were last looked at.
     pub changes: u64,
+    /// How often its queue pairs had come free then.
+    pub openings: u64,
 }
 
 impl Attachment {
@@ -177,7 +179,10 @@ impl Control {
             let interval = if busy { LOOK_BUSY } else { LOOK_IDLE };
             let wait = interval.saturating_sub(looked.elapsed());
             match self.asks.recv_timeout(wait) {
-                Ok(Ask::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Ok(Ask::Stop) | Err(RecvTimeoutError::Disconnected) => {
+                    self.shared.leave_graves(self.lessor.take_graves());
+                    return;
+                }
                 Ok(ask) => self.take(ask),
                 Err(RecvTimeoutError::Timeout) => {
                     looked = Instant::now();
@@ -282,7 +287,7 @@ impl Control {
             self.abort(queue, command);
         }
         if found.freed {
-            self.tell(Told::Freed);
+            self.shared.opened();
         }
         if let Some(error) = found.failed {
             self.lose(&error);
@@ -331,9 +336,11 @@ impl Control {
                 self.hear();
                 self.follow_changes();
                 self.see_to_leases();
+                self.follow_openings();
             }
             None => {
                 self.lessor.bury();
+                self.shared.bury();
                 self.reconnect();
             }
         }
@@ -364,6 +371,18 @@ impl Control {
         if changes != self.changes {
             self.changes = changes;
             self.ask_again();
+        }
+    }
+
+    /// Tells of queue pairs that came free, whoever of this drive's devices had them.
+    fn follow_openings(&mut self) {
+        if let Some(controller) = &self.controller {
+            self.shared.sift(controller);
+        }
+        let openings = self.shared.openings();
+        if openings != self.openings {
+            self.openings = openings;
+            self.tell(Told::Freed);
         }
     }
 

@@ -5,21 +5,24 @@
 //! that it does not, or its process is dead.
 
 mod alarm;
+mod holder;
+mod quarantine;
 
 use self::alarm::Alarm;
+use self::holder::is_dead;
 use super::drive::{Drive, refused};
 use super::terms::Terms;
 use crate::error::{Error, ErrorKind};
 use ipc::layout::drive_lease::{DriveLeaseLayout, lease_state};
 use ipc::segment::Segment;
-use nix::errno::Errno;
-use nix::sys::signal::kill;
-use nix::unistd::Pid;
+use nvme_driver::transport::vfio::Holder;
 use nvme_driver::{BareQueue, Controller, QueueOptions};
 use nvme_spec::{CommandId, QueueId};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+
+pub(super) use quarantine::Quarantine;
 
 /// Commands that a worker has with the drive at a time, if the drive takes so many.
 const DEPTH: u16 = 256;
@@ -40,17 +43,21 @@ pub struct LeaseOffer {
 pub(super) struct Lessor {
     leases: Vec<Lease>,
     /// Queue pairs that are deleted, and whose identifiers are not free yet.
-    graves: Vec<Lease>,
+    graves: Graves,
     /// It was said that there are not vectors enough.
     said: bool,
 }
 
+/// Queue pairs that are deleted, and whose identifiers are not free yet.
+#[derive(Default)]
+pub(super) struct Graves(Vec<Lease>);
+
 struct Lease {
     id: u64,
     queue: BareQueue,
+    controller: Controller,
     segment: Arc<Segment<DriveLeaseLayout>>,
-    /// The worker's process.
-    holder: i32,
+    holder: Holder,
     word: u32,
     alarm: Alarm,
 }
@@ -116,9 +123,18 @@ impl Lessor {
         let fd = fd.map_err(|error| Error::io("dup a lease segment", error))?;
         let always = [fd, lease.memory, lease.doorbells];
         let fds = always.into_iter().chain(lease.shadow).chain(lease.event).collect();
+        let holder = holder::holder(holder);
+        // Before the worker has it.
+        if let Some(keeping) = controller.keeping()
+            && let Err(error) = keeping.lend(queue.id(), holder, segment.fd())
+        {
+            let (drive, qid) = (controller.address(), queue.id());
+            tracing::warn!(drive, %qid, %error, "a lease is not kept: a successor uses its queue pair only when the worker has ended");
+        }
         let segment = Arc::new(segment);
         let (word, alarm) = (lease_state::UP, Alarm::new(queue.event().is_some()));
-        self.leases.push(Lease { id, queue, segment: Arc::clone(&segment), holder, word, alarm });
+        let (ours, controller) = (Arc::clone(&segment), controller.clone());
+        self.leases.push(Lease { id, queue, controller, segment: ours, holder, word, alarm });
         Ok((segment, LeaseOffer { fds }))
     }
 
@@ -136,8 +152,8 @@ impl Lessor {
             lease.set(lease_state::OVER);
         }
         let lease = self.leases.swap_remove(index);
-        self.graves.push(lease);
-        self.bury();
+        self.graves.0.push(lease);
+        self.graves.bury();
         Ok(())
     }
 
@@ -151,7 +167,7 @@ impl Lessor {
         for lease in &mut self.leases {
             lease.set(lease_state::OVER);
         }
-        self.graves.append(&mut self.leases);
+        self.graves.0.append(&mut self.leases);
     }
 
     /// Whether commands of a lease are with the drive.
@@ -183,15 +199,39 @@ impl Lessor {
                 }
             }
         }
-        found.freed = self.bury();
+        found.freed = self.graves.bury();
         found
     }
 
     /// Lets go of queue pairs that nobody can ring for any more; whether there were some.
     pub fn bury(&mut self) -> bool {
-        let before = self.graves.len();
-        self.graves.retain(|lease| !(lease.is_obeyed() || is_dead(lease.holder)));
-        self.graves.len() < before
+        self.graves.bury()
+    }
+
+    /// What is left to be buried, when the device goes.
+    pub fn take_graves(&mut self) -> Graves {
+        std::mem::take(&mut self.graves)
+    }
+}
+
+impl Graves {
+    /// As [`Lessor::bury`].
+    pub fn bury(&mut self) -> bool {
+        let before = self.0.len();
+        self.0.retain(|lease| {
+            let held = !(lease.is_obeyed() || is_dead(lease.holder));
+            if !held && let Some(keeping) = lease.controller.keeping() {
+                // Before anybody else may have its identifier.
+                keeping.release(lease.queue.id());
+            }
+            held
+        });
+        self.0.len() < before
+    }
+
+    /// Those of another device, too.
+    pub fn append(&mut self, other: Self) {
+        self.0.extend(other.0);
     }
 }
 
@@ -214,10 +254,4 @@ impl Lease {
         let obeyed = self.segment.holder.obeyed.load(Ordering::Acquire);
         obeyed == self.word || obeyed == u32::MAX
     }
-}
-
-/// Whether no process of this id is left. One that is a part of this process (a test's) ends with its connection, and of
-/// one that is not visible from here there is no better proof.
-fn is_dead(pid: i32) -> bool {
-    pid <= 0 || pid == Pid::this().as_raw() || kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH)
 }

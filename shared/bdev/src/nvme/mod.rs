@@ -46,6 +46,8 @@ use std::time::Instant;
 
 pub use lease::{DriveLease, LeaseWatch, LeasedDrive};
 pub use lessor::LeaseOffer;
+pub use nvme_driver::transport::vfio::{Keeper, kept_drive, retire};
+pub use nvme_driver::{Address, PciAddress};
 
 /// Gets the lease that was asked for, or why there is none. Says whether somebody took it.
 pub type LeaseAnswer = Box<dyn FnOnce(Result<LeaseOffer, Error>) -> bool + Send>;
@@ -100,9 +102,22 @@ impl NvmeDevice {
     /// [`ErrorKind::Invalid`] for a namespace that is not there or not of a kind that is served, and others as it
     /// answers. One line that says what to do, where that is known.
     pub fn open(options: &NvmeOptions) -> Result<Self, Error> {
-        let shared = Shared::of(&options.target);
+        Self::open_kept(options, None)
+    }
+
+    /// As [`open`](Self::open), of a drive that is kept for this process's successor, and taken over from a predecessor if that
+    /// had it kept: then nobody is waited for. Of a vfio-user target nothing is kept, since its server resets the controller
+    /// when the connection ends.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_kept(
+        options: &NvmeOptions,
+        keeper: Option<&Arc<dyn Keeper>>,
+    ) -> Result<Self, Error> {
+        let shared = Shared::of(&options.target, keeper);
         // Before the namespace is asked about: what changes from here on is seen.
-        let changes = shared.changes();
+        let (changes, openings) = (shared.changes(), shared.openings());
         let (controller, found) = Attachment::connect_patiently(&shared, options)?;
         let system = |what: &str| {
             let what = what.to_owned();
@@ -138,6 +153,7 @@ impl NvmeDevice {
             shared,
             lessor: Lessor::default(),
             changes,
+            openings,
         };
         let thread = std::thread::Builder::new().name("drive".to_owned());
         let thread = thread

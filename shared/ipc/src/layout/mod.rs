@@ -5,6 +5,7 @@ pub mod channel;
 pub mod controller;
 #[cfg(not(loom))]
 pub mod drive_lease;
+pub mod drive_table;
 pub mod faults;
 pub mod latency;
 #[cfg(not(loom))]

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ipc::event::EventFd;
 use nvme_spec::command::admin::{IdentifyDword10, SetFeaturesDword10};
@@ -12,23 +12,20 @@ use nvme_spec::identify::Cns;
 use nvme_spec::identify::controller::IdentifyController;
 use nvme_spec::log_page::smart::CriticalWarning;
 use nvme_spec::register::{
-    Cap, Cc, CommandSetSelected, Crto, Csts, NSSR_RESET, ShutdownNotification, ShutdownStatus, Vs,
-    offset,
+    Cap, Cc, CommandSetSelected, Csts, NSSR_RESET, ShutdownNotification, ShutdownStatus, Vs, offset,
 };
 use nvme_spec::{AdminOpcode, Command, CommandId, Completion, Iova};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::admin::AdminData;
-use super::admin_queue::{AdminQueue, pause};
-use super::{Domain, Inner};
+use super::admin_queue::AdminQueue;
+use super::{Domain, Inner, ready};
 use crate::error::Error;
 use crate::memory::Registered;
 use crate::options::{Options, ShadowDoorbells};
 use crate::retry::RetryDelays;
 use crate::transport::{DoorbellCost, Transport, TransportError};
 
-/// Unit of CAP.TO and CRTO.
-const TIMEOUT_UNIT: Duration = Duration::from_millis(500);
 /// Least time that a shutdown is given: RTD3E is often not reported.
 const SHUTDOWN_MIN: Duration = Duration::from_secs(2);
 /// Most time that a shutdown is given, whatever RTD3E says.
@@ -36,8 +33,6 @@ const SHUTDOWN_MAX: Duration = Duration::from_secs(10);
 /// IOSQES and IOCQES: entries of 64 and 16 bytes.
 const SQES: u8 = 6;
 const CQES: u8 = 4;
-/// Register value of a device that is not there any more.
-const ABSENT: u32 = u32::MAX;
 
 /// Brings up the controller behind `transport`.
 pub(super) fn start(
@@ -54,8 +49,11 @@ pub(super) fn start(
         let found = format!("CAP.CSS {:#x}", cap.css().into_bits());
         return Err(Error::Unsupported { found, supported: "the nvm command set" });
     }
-    let domain = Domain::new(Arc::clone(&transport));
+    if transport.is_inherited() {
+        ready::take_over(&*transport, cap)?;
+    }
     let page_shift = u32::from(cap.mpsmin()) + 12;
+    let domain = Domain::new(Arc::clone(&transport), page_shift);
     let admin = AdminQueue::new(&transport, &domain, cap.dstrd(), page_shift)?;
     let mut inner = Inner {
         address: address.to_owned(),
@@ -158,16 +156,7 @@ impl Inner {
 
     /// Clears CC.EN and waits until the controller is not ready: then it does no DMA any more.
     fn disable(&self) -> Result<(), Error> {
-        let cc = self.transport.read_u32(offset::CC)?;
-        if cc == ABSENT {
-            return Err(Error::Gone);
-        }
-        let cc = Cc::from_bits(cc);
-        if cc.en() {
-            let off = cc.with_en(false).with_shn(ShutdownNotification::NONE);
-            self.transport.write_u32(offset::CC, off.into_bits())?;
-        }
-        self.wait_for("disabling the controller", self.ready_timeout(), |csts| !csts.rdy())
+        ready::disable(&*self.transport, self.cap)
     }
 
     /// Sets the admin queue up, sets CC.EN, waits for CSTS.RDY and reads Identify Controller.
@@ -288,39 +277,14 @@ impl Inner {
         &self,
         what: &'static str,
         timeout: Duration,
-        mut done: impl FnMut(Csts) -> bool,
+        done: impl FnMut(Csts) -> bool,
     ) -> Result<(), Error> {
-        let started = Instant::now();
-        for turn in 0_u64.. {
-            let csts = self.transport.read_u32(offset::CSTS)?;
-            if csts == ABSENT {
-                return Err(Error::Gone);
-            }
-            let csts = Csts::from_bits(csts);
-            if done(csts) {
-                return Ok(());
-            }
-            // A controller that failed still takes CC.EN = 0; nothing else is worth waiting for.
-            if csts.cfs() && !csts.rdy() && what.starts_with("enabling") {
-                return Err(Error::Fatal);
-            }
-            if started.elapsed() >= timeout {
-                break;
-            }
-            pause(1000 + turn * 100);
-        }
-        Err(Error::TimedOut { what, waited: timeout })
+        ready::wait_for(&*self.transport, what, timeout, done)
     }
 
     /// How long the controller may take to become ready or not ready.
     fn ready_timeout(&self) -> Duration {
-        let mut units = u32::from(self.cap.to());
-        if self.cap.crms().crwms()
-            && let Ok(crto) = self.transport.read_u32(offset::CRTO)
-        {
-            units = units.max(Crto::from_bits(crto).crwmt().into());
-        }
-        TIMEOUT_UNIT * units.max(1)
+        ready::timeout(&*self.transport, self.cap)
     }
 
     /// Memory of the shadow doorbells, if they are to be used.

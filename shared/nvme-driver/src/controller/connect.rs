@@ -7,16 +7,18 @@ use std::sync::Arc;
 use vfio_user::client::ClientError;
 use vfio_user::socket::SocketError;
 
-use crate::address::Address;
+use super::Controller;
+use crate::address::{Address, PciAddress};
 use crate::error::{ConnectError, chain};
 use crate::options::Options;
-use crate::transport::vfio::Vfio;
+use crate::transport::vfio::{Keeper, Vfio};
 use crate::transport::vfio_user::VfioUser;
 use crate::transport::{Transport, TransportError};
 
 pub(super) fn reach(
     address: &Address,
     options: &Options,
+    keeper: Option<&Arc<dyn Keeper>>,
 ) -> Result<Arc<dyn Transport>, ConnectError> {
     match address {
         Address::VfioUser(path) => {
@@ -26,7 +28,7 @@ pub(super) fn reach(
                 Err(error) => Err(explain(error, address, &socket, options)),
             }
         }
-        Address::Pcie(pci) => match Vfio::open(*pci)? {
+        Address::Pcie(pci) => match Vfio::open(*pci, keeper)? {
             Ok(transport) => Ok(Arc::new(transport)),
             Err(TransportError::Unfit { found, needed }) => {
                 Err(ConnectError::Unfit { address: address.to_string(), found, needed })
@@ -34,6 +36,32 @@ pub(super) fn reach(
             Err(source) => Err(ConnectError::Transport { address: address.to_string(), source }),
         },
     }
+}
+
+/// The controller that a predecessor of this process had, brought up anew on the descriptors that were kept of it. `None` if
+/// there is nothing, or nothing of use, which is said; nothing of it is kept then.
+pub(super) fn take_over(
+    pci: PciAddress,
+    address: &str,
+    options: &Options,
+    keeper: &Arc<dyn Keeper>,
+) -> Option<Controller> {
+    let reason = match Vfio::inherit(pci, keeper)? {
+        Ok(transport) => match Controller::over(Arc::new(transport), address, options) {
+            Ok(controller) => {
+                tracing::info!(drive = address, "drive taken over from a predecessor");
+                return Some(controller);
+            }
+            Err(error) => error.to_string(),
+        },
+        Err(error) => chain(&error),
+    };
+    tracing::warn!(
+        drive = address,
+        reason,
+        "what was kept of the drive is of no use: it is opened anew, when workers have let go of it; if it stays in use, end the process that drives it"
+    );
+    None
 }
 
 /// What a failed vfio-user handshake means.

@@ -6,6 +6,7 @@ mod bring_up;
 mod connect;
 mod event;
 mod queue;
+mod ready;
 
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -13,19 +14,23 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use ipc::event::EventFd;
+use nvme_spec::QueueId;
 use nvme_spec::identify::controller::IdentifyController;
 use nvme_spec::register::{Cap, Csts, Vs, offset};
 
+use crate::address::Address;
 use crate::error::{ConnectError, Error};
 use crate::memory::{DmaBuffer, Domain, Registered};
 use crate::options::{Options, QueueOptions};
 use crate::queue_pair::QueuePair;
+use crate::transport::vfio::{Keeper, Keeping};
 use crate::transport::{DoorbellCost, Transport};
 
 pub use admin::AdminData;
 pub(crate) use admin_queue::AdminQueue;
 pub use event::Event;
 pub(crate) use queue::QueueMemory;
+pub(crate) use ready::retire;
 
 /// A controller that is up. Clones are handles of the same one; the last to go (queue pairs hold one too) shuts it down.
 #[derive(Clone)]
@@ -68,7 +73,32 @@ impl Controller {
     /// # Errors
     /// [`ConnectError`].
     pub fn connect_with(address: &str, options: &Options) -> Result<Self, ConnectError> {
-        let transport = connect::reach(&address.parse()?, options)?;
+        Self::connect_kept(address, options, None)
+    }
+
+    /// As [`connect_with`](Self::connect_with), of a PCI function that is kept for this process's successor from before it is
+    /// enabled until it was disabled. If a predecessor had it kept, its descriptors are taken over: the controller is disabled,
+    /// or reset if it does not obey; then what the predecessor had mapped is taken back; then it is brought up. That waits for
+    /// nobody but the controller. Workers that the predecessor had lent queue pairs to may still ring their doorbells:
+    /// [`keeping`](Self::keeping) has a list of them, whose identifiers are to be [reserved](Self::reserve_queue) before a
+    /// queue pair is made.
+    ///
+    /// Of a vfio-user target nothing is kept: its server resets the controller when the connection ends.
+    ///
+    /// # Errors
+    /// [`ConnectError`]. What was kept and is of no use is told in the log, and the function is opened as without.
+    pub fn connect_kept(
+        address: &str,
+        options: &Options,
+        keeper: Option<&Arc<dyn Keeper>>,
+    ) -> Result<Self, ConnectError> {
+        let parsed: Address = address.parse()?;
+        if let (Address::Pcie(pci), Some(keeper)) = (&parsed, keeper)
+            && let Some(controller) = connect::take_over(*pci, address, options, keeper)
+        {
+            return Ok(controller);
+        }
+        let transport = connect::reach(&parsed, options, keeper)?;
         Self::over(transport, address, options)
     }
 
@@ -172,6 +202,23 @@ impl Controller {
     /// [`Error::NoQueue`] if all that were granted are in use, others as the controller answers.
     pub fn queue_pair(&self, options: &QueueOptions) -> Result<QueuePair, Error> {
         QueuePair::create(&self.inner, options)
+    }
+
+    /// What is kept of the controller for this process's successor; `None` if nothing is.
+    #[must_use]
+    pub fn keeping(&self) -> Option<&Keeping> {
+        self.inner.transport.keeping()
+    }
+
+    /// Keeps a queue identifier from being used until it is [released](Self::release_queue). `false` if it is in use or was not
+    /// granted.
+    pub fn reserve_queue(&self, qid: QueueId) -> bool {
+        self.inner.reserve_queue_id(qid)
+    }
+
+    /// Lets a reserved queue identifier be used.
+    pub fn release_queue(&self, qid: QueueId) {
+        self.inner.give_queue_id_back(qid);
     }
 
     /// Resets the controller and brings it up again. Outstanding requests of every queue pair end with

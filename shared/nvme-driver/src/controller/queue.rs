@@ -80,7 +80,23 @@ impl Inner {
             return Err(Error::NoQueue { granted });
         };
         queues[index] = true;
-        Ok(QueueId(index as u16 + 1))
+        let qid = QueueId(index as u16 + 1);
+        self.note(qid, true);
+        Ok(qid)
+    }
+
+    /// Keeps a queue identifier from being used; `false` if it is in use or was not granted.
+    pub(crate) fn reserve_queue_id(&self, qid: QueueId) -> bool {
+        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        let used = usize::from(qid.0).checked_sub(1).and_then(|at| queues.get_mut(at));
+        used.is_some_and(|used| !std::mem::replace(used, true))
+    }
+
+    /// Notes for a successor who has a queue identifier. Under the lock of `queues`.
+    fn note(&self, qid: QueueId, used: bool) {
+        if let Some(keeping) = self.transport.keeping() {
+            keeping.note(qid, used);
+        }
     }
 
     /// Gives a queue identifier back, when the queues are deleted.
@@ -88,17 +104,21 @@ impl Inner {
         let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(used) = usize::from(qid.0).checked_sub(1).and_then(|at| queues.get_mut(at)) {
             *used = false;
+            self.note(qid, false);
         }
     }
 
-    /// The doorbell of a queue, with its shadow where those are used.
+    /// The doorbell of a queue that is about to be created, with its shadow where those are used.
     pub(crate) fn bell(&self, qid: QueueId, kind: DoorbellKind) -> Bell {
         let dstrd = self.cap.dstrd();
-        let bell = Bell::new(self.transport.any_doorbell(doorbell_offset(dstrd, qid, kind)));
-        match &self.shadow {
-            Some(shadow) => bell.with_shadow(shadow, dstrd, qid, kind),
-            None => bell,
+        let mut bell = Bell::new(self.transport.any_doorbell(doorbell_offset(dstrd, qid, kind)));
+        if let Some(shadow) = &self.shadow {
+            bell = bell.with_shadow(shadow, dstrd, qid, kind);
         }
+        // An earlier queue of this identifier left its tail there, by which a controller that polls memory would go, and an
+        // event index, by which another would not hear of the first commands.
+        bell.clear(self.doorbells_are_memory());
+        bell
     }
 
     /// The vector of a queue's interrupts and its event: vector 0 is the admin queue's if there are others.

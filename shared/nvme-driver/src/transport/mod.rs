@@ -18,14 +18,6 @@ pub enum TransportError {
     /// The vfio-user exchange failed.
     #[error("vfio-user exchange")]
     VfioUser(#[from] ::vfio_user::client::ClientError),
-    /// A VFIO call failed.
-    #[error("vfio {call}")]
-    Vfio {
-        /// What was asked.
-        call: &'static str,
-        /// What came of it.
-        source: ::vfio_ioctls::VfioError,
-    },
     /// A system call failed.
     #[error("{call}")]
     System {
@@ -143,6 +135,25 @@ pub trait Transport: fmt::Debug + Send + Sync {
     /// # Errors
     /// [`TransportError`], also if the device has no such reset.
     fn reset(&self) -> Result<(), TransportError>;
+
+    /// Whether another process brought the target up, was replaced by this one, and the target is as that one left it. Of
+    /// a vfio-user target never: its server resets the controller when a connection ends.
+    fn is_inherited(&self) -> bool {
+        false
+    }
+
+    /// Takes back what a predecessor mapped, and its interrupts. The controller is disabled.
+    ///
+    /// # Errors
+    /// [`TransportError`]; the target is to be given up then.
+    fn clear_inherited(&self) -> Result<(), TransportError> {
+        Ok(())
+    }
+
+    /// What is kept of the target for this process's successor.
+    fn keeping(&self) -> Option<&vfio::Keeping> {
+        None
+    }
 
     /// Whether the target is still there, as far as can be told without asking it.
     fn alive(&self) -> bool;
