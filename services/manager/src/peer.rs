@@ -8,7 +8,7 @@ use std::time::Duration;
 use telemetry::spans::{self, Context};
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
-use vireo_proto::handoff::{reply, request};
+use vireo_proto::handoff::{ApplyTargets, GetStatus, reply, request};
 
 #[cfg(test)]
 mod tests;
@@ -163,6 +163,7 @@ impl Talk {
                     if std::mem::take(&mut fresh) {
                         self.tell(Outcome::Present);
                         forgot = true;
+                        self.hold_before_clients(&session, &body).await;
                     }
                     let failures = spans::within(asked_in, apply(&session, body)).await;
                     if session.is_closed() {
@@ -195,6 +196,18 @@ impl Talk {
         }
     }
 
+    /// Has a frontend that starts anew pause what is to be paused before it has endpoints, so that no client gets on with
+    /// it. What fails is tried again with the rest.
+    async fn hold_before_clients(&self, session: &Session, body: &request::Body) {
+        let request::Body::ApplyTargets(targets) = body else { return };
+        if self.kept.is_empty() || !serves_nothing(session).await {
+            return;
+        }
+        let subsystems = ApplyTargets { endpoints: Vec::new(), ..targets.clone() };
+        apply(session, request::Body::ApplyTargets(subsystems)).await;
+        self.kept.ask_again(session, false).await;
+    }
+
     fn tell(&self, outcome: Outcome) {
         let changed = self.outcome.send_if_modified(|old| {
             let changed = *old != outcome;
@@ -217,6 +230,15 @@ impl Talk {
             }
         }
         self.stirred.notify_one();
+    }
+}
+
+/// Whether a process says that it serves nothing.
+async fn serves_nothing(session: &Session) -> bool {
+    let body = request::Body::GetStatus(GetStatus {});
+    match session.call(body, &[]).await.map(|answer| answer.body) {
+        Ok(reply::Body::ProcessStatus(status)) => status.items.is_empty(),
+        _ => false,
     }
 }
 

@@ -27,6 +27,11 @@ impl Kept {
         self.lock().insert(object.clone(), until);
     }
 
+    /// Whether there are none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
     /// It goes on.
     pub(crate) fn forget(&self, object: &Pausable) {
         self.lock().remove(object);
