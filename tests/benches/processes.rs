@@ -20,7 +20,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use vireo_tests::client::Pinned;
-use vireo_tests::measure::{CLIENT, SERVER, compare, counted, floor, heading, median};
+use vireo_tests::measure::{CLIENT, SERVER, compare, counted, floor, heading, median, ran};
 use vireo_tests::target::{Target, configuration, program, run};
 
 /// Bytes of the memory device.
@@ -134,16 +134,6 @@ fn processes(target: &Target) -> Vec<(&'static str, Pid)> {
     let services = [("manager", "m0"), ("frontend", "f0"), ("worker", "w0"), ("backend", "b0")];
     found.extend(services.map(|(what, name)| (what, target.pid(name))));
     found
-}
-
-/// Time that all threads of a process ran.
-fn ran(pid: Pid) -> Duration {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("it runs");
-    let nanoseconds = tasks.flatten().filter_map(|task| {
-        let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
-        text.split(' ').next()?.parse::<u64>().ok()
-    });
-    Duration::from_nanos(nanoseconds.sum())
 }
 
 /// Resident bytes of a process: its own, and those that it shares.

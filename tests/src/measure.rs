@@ -5,9 +5,10 @@ use crate::client::{Commands, Pinned, Rig};
 use crate::floor as bare;
 use ipc::layout::queues::QueuesLayout;
 use ipc::segment::Segment;
+use nix::unistd::Pid;
 use nvme_spec::Nsid;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Entries of the queues.
 pub const ENTRIES: u32 = 1024;
@@ -67,6 +68,19 @@ pub fn client(rig: &Rig, depth: u16, total: u64, device: u64) -> (f64, f64) {
     queue.run(&mut commands, depth, total);
     let elapsed = start.elapsed();
     (elapsed.as_nanos() as f64 / total as f64, pinned.share())
+}
+
+/// Time that all threads of a process ran so far.
+///
+/// # Panics
+/// If there is no such process.
+pub fn ran(pid: Pid) -> Duration {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("it runs");
+    let nanoseconds = tasks.flatten().filter_map(|task| {
+        let text = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
+        text.split(' ').next()?.parse::<u64>().ok()
+    });
+    Duration::from_nanos(nanoseconds.sum())
 }
 
 /// The middle one.

@@ -156,12 +156,12 @@ fn latency_at_depth_1_agrees_with_a_clock_outside() {
     let mut worst = f64::INFINITY;
     // The start of a process takes longer at one time than at another: the best of several is what counts.
     for _ in 0..12 {
-        let (short, long) = (run("300ms"), run("2s"));
+        let (short, long) = (run("300ms"), run("3s"));
         // The worker's clock is that of its last look at it, so a millisecond may have begun a little before.
         assert!(short.2 >= 0.95e6 && long.2 >= 0.95e6, "faster than the device: {}", long.2);
         let (said, took) = (long.0 - short.0, long.1 - short.1);
         worst = f64::min(worst, (said / took - 1.0).abs());
-        if worst < 0.08 {
+        if worst < 0.05 {
             return;
         }
     }
@@ -385,6 +385,8 @@ fn what_is_no_target_is_told_in_one_line_with_the_remedy() {
         let file = directory.path().join("file");
         std::fs::write(&file, "").expect("write");
         vireo([command, &address(file)]).refused(1, &["nobody listens", "start it again"]);
+        let long = format!("vfio-user:/{}", "a".repeat(200));
+        vireo([command, &long]).refused(1, &["File name too long", "at most 107 bytes"]);
     }
 }
 
@@ -407,10 +409,14 @@ fn loads_that_do_not_fit_their_target_are_told_what_would() {
     for (line, told) in [
         ("T --block-size 512", ["--block-size 512", "say --block-size 4096"]),
         ("T --offset 512", ["--offset 512", "4096"]),
-        ("T --size 1GiB", ["--size", "16777216 bytes"]),
+        ("T --size 1GiB", ["of 16777216 bytes", "say --size 16777216"]),
+        ("T --offset 1GiB", ["namespace 1 has 16777216 bytes", "--offset 1073741824"]),
         ("T --namespace 7", ["namespace 7 is not there", "active: 1, 5"]),
         ("T --queues 3", ["2 queue pairs", "say --queues 2"]),
-        ("T --namespace 5 --pattern randwrite", ["write protected", "--pattern read"]),
+        (
+            "T --namespace 5 --pattern randwrite",
+            ["namespace 5 is write protected", "--pattern read"],
+        ),
         ("T --depth 16000", ["commands a queue pair", "say --depth"]),
     ] {
         vireo(perf(line, &endpoint)).refused(1, &told);
@@ -428,9 +434,12 @@ fn loads_that_do_not_fit_their_target_are_told_what_would() {
     let ended = vireo(perf("T --pattern backwards", &endpoint));
     assert_eq!(ended.output.status.code(), Some(2));
     assert!(ended.stderr().contains("randrw"), "{}", ended.stderr());
-    let nowhere = "/nowhere/at/all.svg";
-    let line = format!("T --time 50ms --warm-up 0s --timeline {nowhere}");
-    vireo(perf(&line, &endpoint)).refused(1, &[nowhere, "a directory that can be written"]);
+    // What would be wrong in the end is told at once.
+    let (picture, other) = ("/nowhere/at/all.svg", "vfio-user:/nowhere");
+    vireo(perf(&format!("T --time 100s --timeline {picture}"), &endpoint))
+        .refused(1, &[picture, "a directory that can be written"]);
+    vireo(perf(&format!("T --time 100s --against {other}"), &endpoint))
+        .refused(1, &["no vfio-user socket at /nowhere"]);
 }
 
 /// A run of a minute on a file, in the middle: it has written all of its range.

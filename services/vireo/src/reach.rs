@@ -1,8 +1,10 @@
 //! Reaching a controller in bounded time, and one line for each way that fails.
 
+use std::io::ErrorKind;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
+use nvme_driver::transport::TransportError;
 use nvme_driver::{ConnectError, Error, Options};
 
 /// How long a target may take to be reached and described, if nothing else is said: a person sees an error within five
@@ -51,6 +53,15 @@ impl From<ConnectError> for Failure {
                 explain(&source).text
             )),
             ConnectError::Address(error) => Self::usage(error.to_string()),
+            ConnectError::Transport {
+                source: TransportError::System { ref source, .. }, ..
+            } if source.kind() == ErrorKind::InvalidFilename => {
+                Self::new(format!("{error}; a socket's path has at most 107 bytes"))
+            }
+            ConnectError::Transport { ref address, .. } => Self::new(match address.as_str() {
+                address if address.starts_with("pcie:") => format!("{error}; `dmesg` may say more"),
+                _ => format!("{error}; see its target's log, then restart it"),
+            }),
             error => Self::new(error.to_string()),
         }
     }
@@ -81,6 +92,9 @@ pub fn explain(error: &Error) -> Failure {
             format!("{text}; see its target's log, then restart it")
         }
         Error::Command { .. } => format!("{text}; see its target's log"),
+        Error::Unsupported { found, .. } if found.starts_with("namespace") => {
+            format!("{text}: format it so, or choose another with --namespace")
+        }
         _ => text,
     })
 }

@@ -68,18 +68,19 @@ struct Runs {
 
 /// Runs everything that was asked for and shows it; `false` if I/Os failed or damage was found.
 fn perform(arguments: &PerfArguments, load: &Load) -> Result<bool, Failure> {
-    let clock = Clock::new();
-    let progress = Progress::new();
-    let own = match arguments.own_cost {
-        true => Some(run_once(&Target::Null, load, &clock, &progress)?),
-        false => None,
-    };
     let targets: Vec<Target> = [&arguments.target, &arguments.against]
         .into_iter()
         .flatten()
         .cloned()
         .map(Target::Address)
         .collect();
+    look_ahead(arguments, load, &targets)?;
+    let clock = Clock::new();
+    let progress = Progress::new();
+    let own = match arguments.own_cost {
+        true => Some(run_once(&Target::Null, load, &clock, &progress)?),
+        false => None,
+    };
     let rounds = match arguments.against {
         Some(_) => arguments.alternations.unwrap_or(ALTERNATIONS),
         None => 1,
@@ -101,23 +102,51 @@ fn perform(arguments: &PerfArguments, load: &Load) -> Result<bool, Failure> {
         runs.reports.push(report.clone());
         runs.measured.push(measured.clone());
     }
-    draw(arguments, load, &runs, targets.len())?;
     let ratio = match arguments.against {
         Some(_) => {
             against::Comparison::of(&runs.reports).map(|comparison| RatioReport::new(&comparison))
         }
         None => None,
     };
-    let clean = runs.measured.iter().all(Measured::is_clean);
     let report = Report {
         schema: SCHEMA,
         load: LoadReport::new(load),
-        runs: runs.reports,
+        runs: runs.reports.clone(),
         ratio,
         own_cost: own.map(|(report, _)| report),
     };
     show(&report, arguments.output)?;
-    Ok(clean)
+    draw(arguments, load, &runs, targets.len())?;
+    Ok(runs.measured.iter().all(Measured::is_clean))
+}
+
+/// Finds now what would else be found wrong when a run is over, and its results lost: a picture's place that cannot be
+/// written, a second target that is not there.
+fn look_ahead(arguments: &PerfArguments, load: &Load, targets: &[Target]) -> Result<(), Failure> {
+    for path in [&arguments.histogram, &arguments.timeline].into_iter().flatten() {
+        writable(path).map_err(|error| unwritable(path, &error))?;
+    }
+    if let [_, _, ..] = targets {
+        for target in targets {
+            close(target::reach(target, load)?);
+        }
+    }
+    Ok(())
+}
+
+/// Whether a file can be written, or made where it is not there.
+fn writable(path: &Path) -> std::io::Result<()> {
+    if path.exists() {
+        return std::fs::OpenOptions::new().append(true).open(path).map(drop);
+    }
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let directory = directory.unwrap_or(Path::new("."));
+    Ok(nix::unistd::access(directory, nix::unistd::AccessFlags::W_OK)?)
+}
+
+fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
+    let path = path.display();
+    Failure::new(format!("write {path}: {error}: say a file in a directory that can be written"))
 }
 
 fn run_once(
@@ -206,10 +235,5 @@ fn write_picture(
 ) -> Result<(), Failure> {
     let picture =
         picture.map_err(|error| Failure::new(format!("draw {}: {error}", path.display())))?;
-    std::fs::write(path, picture).map_err(|error| {
-        Failure::new(format!(
-            "write {}: {error}: say a file in a directory that can be written",
-            path.display()
-        ))
-    })
+    std::fs::write(path, picture).map_err(|error| unwritable(path, &error))
 }

@@ -371,7 +371,10 @@ pub fn comparison_table(report: &Report) -> String {
             show_nanos(b.all.latency_ns.mean),
             show_nanos(a.all.latency_ns.p99 as f64),
             show_nanos(b.all.latency_ns.p99 as f64),
-            format!("{:.3}", a.all.iops / b.all.iops),
+            match b.all.iops {
+                0.0 => "-".to_owned(),
+                iops => format!("{:.3}", a.all.iops / iops),
+            },
         ]);
     }
     align(&mut table);
@@ -452,7 +455,8 @@ fn head(run: &RunReport, load: &LoadReport) -> String {
 
 fn tail(run: &RunReport, load: &LoadReport) -> String {
     let mut text = String::new();
-    if load.depth > 1 || load.queues > 1 {
+    // Of a thread that waits for its turn it says nothing.
+    if (load.depth > 1 || load.queues > 1) && load.rate.is_none() {
         text.push_str(&format!("{:.1} ns of a thread an I/O\n", run.ns_per_io));
     }
     if let Some(verify) = &run.verify {

@@ -89,7 +89,7 @@ pub fn over(controller: Controller, load: &Load) -> Result<Session, Failure> {
     if load.pattern.writes() && !namespace.is_writable() {
         return Err(Failure::new(format!(
             "namespace {} is write protected: say --pattern read or randread, or lift its protection (feature 84h)",
-            namespace.nsid()
+            namespace.nsid().0
         )));
     }
     let (geometry, blocks) = fit(&namespace, load)?;
@@ -112,7 +112,7 @@ fn choose(controller: &Controller, nsid: Option<u32>) -> Result<Namespace, Failu
 /// Where the load's I/Os lie in the namespace.
 fn fit(namespace: &Namespace, load: &Load) -> Result<(Geometry, u64), Failure> {
     let lba = u64::from(namespace.block_size());
-    let nsid = namespace.nsid();
+    let nsid = namespace.nsid().0;
     if !load.block_size.is_multiple_of(lba) {
         return Err(Failure::new(format!(
             "--block-size {} is no multiple of namespace {nsid}'s blocks of {lba} bytes: say --block-size {}",
@@ -122,18 +122,24 @@ fn fit(namespace: &Namespace, load: &Load) -> Result<(Geometry, u64), Failure> {
     }
     if !load.offset.is_multiple_of(lba) {
         return Err(Failure::new(format!(
-            "--offset {} is no multiple of namespace {nsid}'s blocks of {lba} bytes",
-            load.offset
+            "--offset {} is no multiple of namespace {nsid}'s blocks of {lba} bytes: say --offset {}",
+            load.offset,
+            load.offset.next_multiple_of(lba)
         )));
     }
-    let bytes = namespace.bytes();
-    let left = bytes.saturating_sub(load.offset);
+    let (bytes, offset) = (namespace.bytes(), load.offset);
+    let left = bytes.saturating_sub(offset);
     let size = load.size.unwrap_or(left);
     let blocks = size / load.block_size;
-    if size > left || blocks == 0 {
+    if left < load.block_size {
         return Err(Failure::new(format!(
-            "namespace {nsid} has {bytes} bytes: --offset {} and --size {size} with --block-size {} do not fit",
-            load.offset, load.block_size
+            "namespace {nsid} has {bytes} bytes, and none for an I/O of --block-size {} from --offset {offset} on: say less of either",
+            load.block_size
+        )));
+    }
+    if size > left {
+        return Err(Failure::new(format!(
+            "--size {size} is more than namespace {nsid} of {bytes} bytes has from --offset {offset} on: say --size {left} at most"
         )));
     }
     let geometry = Geometry { first_lba: load.offset / lba, lbas: load.block_size / lba };
