@@ -390,8 +390,8 @@ fn vary(list: &Region, at: u64, choices: [&[Iova]; 2], stop: &AtomicBool) {
     let list = list.slice(at, PAGE as usize, Access::READ_WRITE).expect("a page of its memory");
     let mut random = Random::new(11);
     while !stop.load(Ordering::Acquire) {
-        for index in 0..choices[0].len() {
-            let good = choices[random.in_range(0..2) as usize][index].0;
+        for (index, pages) in choices[0].iter().zip(choices[1]).enumerate() {
+            let good = if random.one_in(2) { pages.0.0 } else { pages.1.0 };
             let value = match random.in_range(0..2000) {
                 // Where the drive has its queues, nowhere at all, and within a page.
                 0 => 4 << 30,
