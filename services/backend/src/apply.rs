@@ -323,7 +323,10 @@ async fn nvme_device(
     if wanted.block_size != 0 && wanted.block_size < block {
         // Shutting the drive down takes its time.
         blocking(move || drop(device)).await?;
-        let text = format!("bdev \"{}\": the drive has blocks of {block} bytes", wanted.name);
+        let text = format!(
+            "bdev \"{}\": the drive has blocks of {block} bytes; leave block_size out, or say {block}",
+            wanted.name
+        );
         return Err(Failure::invalid(text));
     }
     let kind = Kind::Nvme { read_only: geometry.read_only, features };
