@@ -238,15 +238,20 @@ impl Engine {
         }
     }
 
-    /// Does what there is to do; returns how much that was.
-    pub fn work(&mut self) -> usize {
-        let mut done = 0;
-        let now = Instant::now();
+    /// Has CSTS be what it is to be by now; returns how often it changed.
+    pub fn settle(&mut self) -> usize {
+        let (now, before) = (Instant::now(), self.due.len());
         while let Some(at) = self.due.iter().position(|(time, _)| *time <= now) {
             let (_, csts) = self.due.swap_remove(at);
             self.registers.insert(offset::CSTS, csts.into_bits());
-            done += 1;
         }
+        before - self.due.len()
+    }
+
+    /// Does what there is to do; returns how much that was.
+    pub fn work(&mut self) -> usize {
+        let mut done = self.settle();
+        let now = Instant::now();
         while let Some(at) = self.late.iter().position(|(due, ..)| *due <= now) {
             let (_, cqid, completion) = self.late.swap_remove(at);
             self.post(cqid, completion);

@@ -81,7 +81,12 @@ impl Device for ScriptedDevice {
     ) -> Result<(), Errno> {
         match region {
             RegionIndex::CONFIG => self.config.read(offset, data),
-            RegionIndex::BAR0 => self.engine.lock().unwrap().read_register(offset, data),
+            RegionIndex::BAR0 => {
+                let mut engine = self.engine.lock().unwrap();
+                // Whoever was held up for long sees what came meanwhile.
+                engine.settle();
+                engine.read_register(offset, data);
+            }
             _ => data.fill(0),
         }
         Ok(())
