@@ -7,8 +7,9 @@
 //! pairs, writes while one runs, and requests whose memory the drive is not yet known to reach.
 //!
 //! When the backend dies, the drive goes on with what it has until a successor resets it. So requests do not end then,
-//! but when the drive completes them, or when a successor has the drive. The queue pair is let go of after two seconds: the
-//! kernel keeps a device from the successor as long as its doorbells are mapped.
+//! but when the drive completes them, or when a successor has the drive and says here that the lease is over. The queue pair
+//! is let go of after two seconds: the kernel keeps a device that nobody kept from the successor as long as its doorbells are
+//! mapped.
 //!
 //! A thread that has nothing else to do polls for a while, then sleeps until the drive interrupts it ([`interrupts`]); with
 //! a drive that does not, it polls as long as commands are outstanding.
