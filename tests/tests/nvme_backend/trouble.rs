@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
+use nvme_spec::feature::event::AsyncEvent;
 use nvme_spec::identify::namespace::LbaFormat;
 use nvme_spec::{AdminOpcode, Command, NvmOpcode};
 use vireo_tests::command::vireo;
@@ -144,6 +145,22 @@ fn a_drive_of_blocks_of_4_kib_is_a_namespace_of_such() {
             let engine = scene.drive.engine.lock().expect("a drive that works");
             assert!(engine.media[start..start + data.len()] == data);
         }
+    }
+}
+
+#[test]
+fn a_drive_that_tells_of_a_change_is_asked_what_has_changed() {
+    let mut scene = Scene::start("ring", Script::default());
+    let mut write = |scene: &mut Scene| scene.host.write(NSID, Lba(8), &[1; 512], 512).is_ok();
+    assert!(write(&mut scene));
+    for protected in [true, false] {
+        scene.drive.engine.lock().expect("a drive that works").write_protected = protected;
+        // One request for events at least is outstanding, or comes again.
+        until("an event is asked for", || {
+            let mut engine = scene.drive.engine.lock().expect("a drive that works");
+            engine.raise(AsyncEvent::NAMESPACE_ATTRIBUTE_CHANGED)
+        });
+        until("it is known", || write(&mut scene) != protected);
     }
 }
 
