@@ -151,7 +151,7 @@ fn a_drive_of_blocks_of_4_kib_is_a_namespace_of_such() {
 #[test]
 fn a_drive_that_tells_of_a_change_is_asked_what_has_changed() {
     let mut scene = Scene::start("ring", Script::default());
-    let mut write = |scene: &mut Scene| scene.host.write(NSID, Lba(8), &[1; 512], 512).is_ok();
+    let write = |scene: &mut Scene| scene.host.write(NSID, Lba(8), &[1; 512], 512).is_ok();
     assert!(write(&mut scene));
     for protected in [true, false] {
         scene.drive.engine.lock().expect("a drive that works").write_protected = protected;
