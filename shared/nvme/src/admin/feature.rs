@@ -43,7 +43,7 @@ pub(crate) struct Features {
 pub(crate) struct Clock {
     /// Milliseconds at `at`, if a host set them.
     pub set: Option<u64>,
-    /// When it was set, or first looked at after a reset.
+    /// When it was set, or the reset was.
     pub at: Option<Duration>,
 }
 

@@ -53,6 +53,7 @@ impl Controller {
         }
         self.admin = AdminQueue::default();
         self.features = Features::default();
+        self.features.timestamp.at = Some(cx.now);
         self.abandon_work(cx);
         self.forget_events();
         self.clear_rows();

@@ -1,7 +1,7 @@
 //! Get Features and Set Features.
 
 use crate::host::{DATA, Host, admin};
-use nvme::{Protection, Request};
+use nvme::{Protection, Request, ResetKind};
 use nvme_spec::command::{AdminOpcode, Command};
 use nvme_spec::feature::{FeatureId, Timestamp};
 use nvme_spec::{Iova, Nsid, Status};
@@ -194,6 +194,12 @@ fn the_timestamp_counts_on() {
     host.now += Duration::from_millis(1500);
     let after = read(&mut host);
     assert_eq!((after.milliseconds(), after.attributes.origin().0), (1_700_000_001_500, 1));
+    host.reset(ResetKind::Disable);
+    host.acknowledge();
+    host.now += Duration::from_millis(70);
+    host.enable();
+    let anew = read(&mut host);
+    assert_eq!((anew.milliseconds(), anew.attributes.origin().0), (70, 0), "from the reset on");
 }
 
 #[test]
@@ -249,10 +255,10 @@ fn protection_until_power_cycle_ends_when_the_last_client_is_gone() {
     host.acknowledge();
     assert!(host.completion().unwrap().status().is_success());
     assert_eq!(host.status(of(set(fid, 0), 1)), Status::FEATURE_NOT_CHANGEABLE);
-    host.reset(nvme::ResetKind::Function);
+    host.reset(ResetKind::Function);
     host.acknowledge();
     assert!(host.subsystem.namespace(Nsid(1)).unwrap().is_write_protected());
-    host.reset(nvme::ResetKind::Disconnect);
+    host.reset(ResetKind::Disconnect);
     host.acknowledge();
     assert!(!host.subsystem.namespace(Nsid(1)).unwrap().is_write_protected());
 }
