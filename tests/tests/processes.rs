@@ -3,9 +3,10 @@
 use nix::sys::signal::{Signal, kill};
 use nvme_spec::identify::Cns;
 use nvme_spec::{Lba, Nsid};
+use std::sync::atomic::{AtomicBool, Ordering};
 use vireo_tests::host::{Host, Neighbour};
 use vireo_tests::target::{Target, configuration, one_memory_namespace};
-use vireo_tests::wait::until;
+use vireo_tests::wait::{despite_stalls, until};
 
 const NSID: Nsid = Nsid(1);
 
@@ -56,6 +57,35 @@ fn a_killed_backend_is_replaced_and_memory_keeps_its_data() {
     let mut host = Host::connect(target.socket("vm0"));
     assert!(host.read(NSID, Lba(7), 1, 512).unwrap() == [0x77; 512]);
     assert!(host.read(NSID, Lba(8), 1, 512).unwrap() == [0x78; 512]);
+}
+
+#[test]
+fn no_command_fails_while_a_backend_is_killed() {
+    // Served by the backend itself; a memory device keeps its data over that.
+    let tables =
+        one_memory_namespace(&["vm0"]).replace("\"64MiB\"\n", "\"64MiB\"\nchannel = \"ring\"\n");
+    despite_stalls(|| {
+        let target = Target::start(&tables);
+        let mut host = Host::connect(target.socket("vm0"));
+        let mut rounds = 0_u64;
+        for _ in 0..3 {
+            let killed = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    target.kill_and_await_successor("b0");
+                    killed.store(true, Ordering::Release);
+                });
+                let mut after = 0;
+                while after < 100 {
+                    let (lba, data) = (Lba(rounds % 512 * 8), [rounds as u8; 4096]);
+                    host.write(NSID, lba, &data, 512).expect("write");
+                    assert!(host.read(NSID, lba, 8, 512).expect("read") == data);
+                    rounds += 1;
+                    after += u64::from(killed.load(Ordering::Acquire));
+                }
+            });
+        }
+    });
 }
 
 #[test]

@@ -55,6 +55,11 @@ impl Entry {
         self.shut.set(Shut::RETIRING, retiring);
     }
 
+    /// Whether the channel's backend is gone. What ends then with `ErrorKind::Gone` is not under way any more.
+    pub fn is_lost(&self) -> bool {
+        self.lost
+    }
+
     /// Whether there is no channel to wait for that would come by itself.
     pub fn is_closed(&self) -> bool {
         self.channel.is_none() || self.lost

@@ -55,6 +55,8 @@ pub struct Flight {
     pub trace: u64,
     /// Not 0: the first unmap that touches its memory.
     pub unmap_version: u64,
+    /// It was sent on before, to a backend that died.
+    pub again: bool,
     /// A version of the controller segment is acknowledged when it has ended ([`Slots::hold`]).
     held: bool,
     extents: [(u64, u64); EXTENTS],
@@ -74,6 +76,7 @@ impl Flight {
         started: 0,
         trace: 0,
         unmap_version: 0,
+        again: false,
         held: false,
         extents: [(0, 0); EXTENTS],
         extent_count: 0,

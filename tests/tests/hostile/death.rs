@@ -218,7 +218,7 @@ fn what_a_dead_backend_left_ends_when_its_successor_has_the_devices() {
     assert!(early.is_none(), "the kernel may still write there: {early:?}");
     let done = host.next_completion(0);
     assert_eq!(done.cid, cid);
-    assert!(!done.status().is_success() && !done.status().dnr(), "{}", done.status());
+    assert!(done.status().is_success(), "the successor carries it out: {}", done.status());
     drop(host);
     assert!(target.stop().success());
 }

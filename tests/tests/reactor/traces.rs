@@ -51,14 +51,15 @@ pub fn records(reader: &mut TraceReader) -> Vec<TraceRecord> {
 }
 
 /// A ring of a memory device, whose backend traces, too.
-struct Backend {
+pub struct Backend {
     server: RingServer,
     device: AnyChannel,
     records: TraceReader,
 }
 
 impl Backend {
-    fn new(id: u128) -> (Self, RingChannel) {
+    /// And the worker's end of the ring.
+    pub fn new(id: u128) -> (Self, RingChannel) {
         let kick = || EventFd::create().unwrap();
         let segment = create_segment("channel", id, 16).unwrap();
         let shared = segment.fd().try_clone_to_owned().unwrap();
@@ -71,7 +72,8 @@ impl Backend {
         (Self { server, device: malloc().1, records }, ring)
     }
 
-    fn serve(&mut self, rig: &Rig) {
+    /// Carries out what is in the ring.
+    pub fn serve(&mut self, rig: &Rig) {
         let mut memory = RegionTable::new();
         memory.insert(RegionId(0), Arc::clone(&rig.guest)).ok();
         self.server.serve(&mut self.device, &memory, 0, 0);

@@ -4,7 +4,7 @@ use super::{Controller, Request};
 use crate::namespaces::Entry;
 use crate::slots::{Flight, Kind};
 use bdev::channel::Channel;
-use bdev::request::Outcome;
+use bdev::request::{ErrorKind, Op, Outcome};
 use nvme::nvm;
 use nvme_spec::Status;
 
@@ -52,9 +52,13 @@ impl Controller {
         } else {
             self.retry_untraced(slot, &flight, now);
         }
-        // Another wait goes on from the first.
-        if self.waiting.back() == Some(&slot) {
+        let waits = self.waiting.back() == Some(&slot);
+        if waits {
+            // Another wait goes on from the first.
             self.slots.flight_mut(slot).since = flight.since;
+        }
+        if waits || self.slots.submitted().last() == Some(&slot) {
+            self.slots.flight_mut(slot).again |= flight.again;
         }
     }
 
@@ -110,6 +114,15 @@ impl Controller {
         if traced {
             self.trace_outcome(slot, &flight);
         }
+        if outcome == Err(ErrorKind::Gone) && self.may_go_again(&flight) {
+            let mut again = Flight::new(sqid, cid, flight.namespace, Kind::Single);
+            again.again = true;
+            self.wait(slot, again, now);
+            if traced {
+                self.trace_progress(slot);
+            }
+            return;
+        }
         if flight.kind != Kind::Orphan {
             self.count(row, op, u64::from(bytes), status);
             if outcome.is_err() {
@@ -135,6 +148,20 @@ impl Controller {
         if traced {
             self.trace_progress(slot);
         }
+    }
+
+    /// Whether a command whose backend died, and of which nothing is under way any more, is sent on once more instead of
+    /// failing: what comes to the same whether it was carried out before or not. Once, or one that kills backends would kill
+    /// them all.
+    #[cold]
+    fn may_go_again(&self, flight: &Flight) -> bool {
+        let same = match flight.op {
+            Op::Read | Op::Write | Op::Flush | Op::Compare | Op::Verify => true,
+            Op::WriteZeroes | Op::Deallocate => true,
+            Op::CompareAndWrite | Op::Copy => false,
+        };
+        let lost = self.namespaces.get(usize::from(flight.namespace)).is_some_and(Entry::is_lost);
+        flight.kind == Kind::Single && same && lost && !flight.again
     }
 
     /// Makes the requests of this poll visible to backends.
