@@ -299,21 +299,23 @@ async fn watch(
         }
         () = lease.changed() => {}
     }
-    // A channel that was closed since is nobody's any more, and its address may be another's.
-    let ours = |opened: &Opened| match session.is_closed() {
-        true => opened.session.is_closed(),
-        false => opened.channel_id == number,
+    // A channel that was closed since is nobody's any more, and its address may be another's, of which anything may be under
+    // way.
+    let ours = |opened: &Opened| opened.session.is(&session) && opened.channel_id == number;
+    let is_open = || {
+        let controllers = control.controllers();
+        let attached = controllers.get(&wanted.id);
+        attached.is_some_and(|attached| attached.channels.get(&channel).is_some_and(ours))
     };
-    let open = control
-        .controllers()
-        .get(&wanted.id)
-        .is_some_and(|attached| attached.channels.get(&channel).is_some_and(ours));
-    if open {
-        control.change(wanted.id, Change::BackendGone(wanted.row, channel)).await.ok();
+    if !is_open() {
+        return;
     }
-    if open && session.is_closed() {
+    control.change(wanted.id, Change::BackendGone(wanted.row, channel)).await.ok();
+    if session.is_closed() {
         ended(&control, wanted.id, &session, &backend, bdev).await;
-        control.change(wanted.id, Change::BackendEnded(wanted.row, channel)).await.ok();
+        if is_open() {
+            control.change(wanted.id, Change::BackendEnded(wanted.row, channel)).await.ok();
+        }
     }
 }
 

@@ -180,6 +180,11 @@ impl Session {
         *self.inner.shared.closed.borrow()
     }
 
+    /// Whether both are the same connection.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
     /// The peer's socket, for messages.
     pub fn peer(&self) -> &str {
         &self.inner.shared.peer

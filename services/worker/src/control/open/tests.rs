@@ -95,3 +95,27 @@ async fn a_late_channel_of_an_opener_that_was_ended_is_closed() {
     backend.grants.add_permits(1);
     until_closed(&backend).await;
 }
+
+/// Memory is used again: a channel's address may be that of one that was opened after it.
+#[tokio::test]
+async fn what_was_a_channel_says_nothing_of_another_at_its_address() {
+    const ADDRESS: usize = 0x1000;
+    let directories = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let (control, _reactor) = control();
+    attach(&control, ID);
+    let [(_, before), (_, present)] = directories.each_ref().map(backend);
+    let opened = Opened { session: present, channel_id: 5 };
+    control.controllers().get_mut(&ID).unwrap().channels.insert(ADDRESS, opened);
+    let segment = bdev::ring::create_segment("channel", ID, 16).unwrap();
+    let shared = Segment::open(segment.fd().try_clone_to_owned().unwrap()).unwrap();
+    let kick = || EventFd::create().unwrap();
+    let geometry = Geometry { size: 1 << 20, read_only: false };
+    let ring = RingChannel::new(shared, kick(), geometry).unwrap();
+    let lease = Lease::Awaited(ring.watch().unwrap());
+    // What the earlier one waits for has come.
+    bdev::ring::server::RingServer::new(segment, kick()).unwrap().supersede();
+    let open = Open { session: before, channel: ADDRESS, number: 5, lease };
+    let watched = watch(Arc::clone(&control), WANTED, open, ("b0".to_owned(), "m".to_owned()));
+    // Nobody polls: whoever told the poll thread something would wait for ever.
+    tokio::time::timeout(PATIENCE, watched).await.expect("the present channel is left alone");
+}
