@@ -124,7 +124,7 @@ fn fit(namespace: &Namespace, load: &Load) -> Result<(Geometry, u64), Failure> {
         return Err(Failure::new(format!(
             "--offset {} is no multiple of namespace {nsid}'s blocks of {lba} bytes: say --offset {}",
             load.offset,
-            load.offset.next_multiple_of(lba)
+            load.offset.checked_next_multiple_of(lba).unwrap_or(0)
         )));
     }
     let (bytes, offset) = (namespace.bytes(), load.offset);
