@@ -11,7 +11,7 @@ use service::config::{Config, Kind};
 use service::control::Server;
 use service::observe::Observed;
 use service::shutdown::Shutdown;
-use service::start::{Arguments, EXIT_FAILURE, set_limits};
+use service::start::{self, Arguments, EXIT_FAILURE, Service, set_limits};
 use std::process::ExitCode;
 use std::sync::Arc;
 use telemetry::capture::Captures;
@@ -29,14 +29,11 @@ struct CommandLine {
 
 fn main() -> ExitCode {
     let CommandLine { arguments } = CommandLine::parse();
-    telemetry::log::start();
-    let config = match arguments.load(Kind::Backend) {
-        Ok(config) => config,
+    let service = match Service::load(Kind::Backend, arguments) {
+        Ok(service) => service,
         Err(code) => return code,
     };
     set_limits();
-    let collector = config.telemetry.otlp.as_deref();
-    telemetry::spans::export::start(collector, Kind::Backend.as_str(), &arguments.name);
     // Before other descriptors are opened: what the keeper passed lies at fixed numbers.
     let store = match Store::from_environment() {
         Ok(store) => store,
@@ -45,18 +42,7 @@ fn main() -> ExitCode {
             return ExitCode::from(EXIT_FAILURE);
         }
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let result = runtime
-        .context("start the runtime")
-        .and_then(|runtime| runtime.block_on(run(&config, &arguments.name, store)));
-    telemetry::spans::export::flush();
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!("{error:#}");
-            ExitCode::from(EXIT_FAILURE)
-        }
-    }
+    start::status(service.run(async |config, name| run(&config, name, store).await))
 }
 
 async fn run(config: &Config, name: &str, store: Store) -> anyhow::Result<()> {

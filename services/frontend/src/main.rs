@@ -9,7 +9,7 @@ use service::config::{Config, Kind};
 use service::control::Server;
 use service::observe::Observed;
 use service::shutdown::Shutdown;
-use service::start::{Arguments, EXIT_FAILURE, set_limits};
+use service::start::{self, Arguments, Service, set_limits};
 use std::process::ExitCode;
 use std::sync::Arc;
 use vireo_frontend::registry::{self, Registry, RegistryConfig};
@@ -24,29 +24,15 @@ struct CommandLine {
 
 fn main() -> ExitCode {
     let CommandLine { arguments } = CommandLine::parse();
-    telemetry::log::start();
-    let config = match arguments.load(Kind::Frontend) {
-        Ok(config) => config,
+    let service = match Service::load(Kind::Frontend, arguments) {
+        Ok(service) => service,
         Err(code) => return code,
     };
     set_limits();
-    let collector = config.telemetry.otlp.as_deref();
-    telemetry::spans::export::start(collector, Kind::Frontend.as_str(), &arguments.name);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let result = runtime
-        .context("start the runtime")
-        .and_then(|runtime| runtime.block_on(run(&config, &arguments.name)));
-    telemetry::spans::export::flush();
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!("{error:#}");
-            ExitCode::from(EXIT_FAILURE)
-        }
-    }
+    start::status(service.run(run))
 }
 
-async fn run(config: &Config, name: &str) -> anyhow::Result<()> {
+async fn run(config: Config, name: &str) -> anyhow::Result<()> {
     let shutdown = Shutdown::listen().context("listen for signals")?;
     // Before any client memory is mapped: a fault in it fails one controller, not this process.
     ipc::sigbus::install().context("handle faults of client memory")?;

@@ -8,7 +8,7 @@ use ipc::fd_store::FdStore;
 use service::config::{Config, Kind, MANAGER};
 use service::control::Server;
 use service::shutdown::Shutdown;
-use service::start::{Arguments, EXIT_CONFIGURATION, EXIT_FAILURE};
+use service::start::{Arguments, EXIT_CONFIGURATION, EXIT_FAILURE, Service};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -37,10 +37,9 @@ struct CommandLine {
 
 fn main() -> ExitCode {
     let CommandLine { config: file, name } = CommandLine::parse();
-    telemetry::log::start();
-    let arguments = Arguments { config: file.clone(), name: name.clone() };
-    let config = match arguments.load(Kind::Manager) {
-        Ok(config) => config,
+    let arguments = Arguments { config: file.clone(), name };
+    let service = match Service::load(Kind::Manager, arguments) {
+        Ok(service) => service,
         Err(code) => return code,
     };
     // Before other descriptors are opened: what the keeper passed lies at fixed numbers.
@@ -51,17 +50,9 @@ fn main() -> ExitCode {
             return ExitCode::from(EXIT_FAILURE);
         }
     };
-    let collector = config.telemetry.otlp.as_deref();
-    telemetry::spans::export::start(collector, Kind::Manager.as_str(), &name);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let result = runtime
-        .context("start the runtime")
-        .and_then(|runtime| runtime.block_on(run(config, &name, file, passed)));
-    telemetry::spans::export::flush();
-    match result {
+    match service.run(async |config, name| run(config, name, file, passed).await) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{error:#}");
             let lasting = error.downcast_ref().is_some_and(StartError::is_lasting)
                 || error.downcast_ref().is_some_and(ListenError::is_lasting);
             ExitCode::from(if lasting { EXIT_CONFIGURATION } else { EXIT_FAILURE })

@@ -102,14 +102,7 @@ pub fn explain(error: &Error) -> Failure {
 /// An error with its causes.
 #[must_use]
 pub fn one_line(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text.replace('\n', " ")
+    nvme_driver::chain(error).replace('\n', " ")
 }
 
 /// Does what may hang, and gives up waiting after `timeout`: what still runs then ends with the process. `option` is what a

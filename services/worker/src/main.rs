@@ -13,7 +13,7 @@ use service::config::{Config, Kind};
 use service::control::Server;
 use service::observe::Observed;
 use service::shutdown::Shutdown;
-use service::start::{Arguments, EXIT_FAILURE, set_limits};
+use service::start::{self, Arguments, Service, set_limits};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -48,29 +48,15 @@ struct PollThread {
 
 fn main() -> ExitCode {
     let CommandLine { arguments } = CommandLine::parse();
-    telemetry::log::start();
-    let config = match arguments.load(Kind::Worker) {
-        Ok(config) => config,
+    let service = match Service::load(Kind::Worker, arguments) {
+        Ok(service) => service,
         Err(code) => return code,
     };
     set_limits();
-    let collector = config.telemetry.otlp.as_deref();
-    telemetry::spans::export::start(collector, Kind::Worker.as_str(), &arguments.name);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let result = runtime
-        .context("start the runtime")
-        .and_then(|runtime| runtime.block_on(run(&config, &arguments.name)));
-    telemetry::spans::export::flush();
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!("{error:#}");
-            ExitCode::from(EXIT_FAILURE)
-        }
-    }
+    start::status(service.run(run))
 }
 
-async fn run(config: &Config, name: &str) -> anyhow::Result<()> {
+async fn run(config: Config, name: &str) -> anyhow::Result<()> {
     let shutdown = Shutdown::listen().context("listen for signals")?;
     // Before any guest memory is mapped: a fault in it fails one controller, not this process.
     ipc::sigbus::install().context("handle faults of guest memory")?;
@@ -82,7 +68,7 @@ async fn run(config: &Config, name: &str) -> anyhow::Result<()> {
     let shared = Segment::<TelemetryLayout>::create("vireo-telemetry", 0);
     let shared = Arc::new(shared.context("make the telemetry segment")?);
     // Relaxed: nobody reads it yet.
-    shared.policy.word.store(policy(config).to_word(), Ordering::Relaxed);
+    shared.policy.word.store(policy(&config).to_word(), Ordering::Relaxed);
     let (writer, records) = ipc::trace::ends(&shared).context("make the trace ring")?;
     let traced = telemetry::spans::export::is_on();
     let tracer = Tracer::new(Arc::clone(&shared), Some(writer));

@@ -336,18 +336,9 @@ impl BareQueue {
                 what: "queues are made again by who has the controller",
             });
         };
-        let present = inner.generation();
-        if inner.is_gone() {
-            return Err(Error::Gone);
-        }
-        self.sq.clear();
-        self.cq.clear();
-        let memory = inner.doorbells_are_memory();
-        self.sq_bell.clear(memory);
-        self.cq_bell.clear(memory);
         (self.in_flight, self.unacked) = (0, 0);
-        inner.create_queues(self.qid, &self.sq, &self.cq, self.vector)?;
-        *generation = present;
+        let (sq, cq) = ((&mut self.sq, &mut self.sq_bell), (&mut self.cq, &mut self.cq_bell));
+        *generation = inner.renew_queues(self.qid, sq, cq, self.vector)?;
         Ok(())
     }
 

@@ -57,7 +57,7 @@ pub use address::{Address, AddressError, PciAddress};
 pub use async_queue::AsyncQueuePair;
 pub use bare_queue::{BareQueue, QueueLease, QueueTerms};
 pub use controller::{AdminData, Controller, Event};
-pub use error::{ConnectError, Error, IoError};
+pub use error::{ConnectError, Error, IoError, chain};
 pub use memory::{DmaBuffer, MemoryError, Registered};
 pub use namespace::Namespace;
 pub use options::{DataPointer, Options, QueueOptions, ShadowDoorbells};

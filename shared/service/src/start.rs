@@ -2,6 +2,8 @@
 
 use crate::config::{Config, Kind, Mistakes};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use std::fmt::Display;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tracing::warn;
@@ -20,6 +22,50 @@ pub struct Arguments {
     /// Which of the configured services this process is.
     #[arg(long)]
     pub name: String,
+}
+
+/// A service that knows what it is, and runs once.
+#[derive(Debug)]
+pub struct Service {
+    kind: Kind,
+    name: String,
+    config: Config,
+}
+
+impl Service {
+    /// Begins to log, and reads the configuration as [`Arguments::load`] does.
+    ///
+    /// # Errors
+    /// The exit status; what is wrong was printed.
+    pub fn load(kind: Kind, arguments: Arguments) -> Result<Self, ExitCode> {
+        telemetry::log::start();
+        let config = arguments.load(kind)?;
+        Ok(Self { kind, name: arguments.name, config })
+    }
+
+    /// Runs `main` to its end with the configuration and the service's name, and sends the spans that it finished.
+    ///
+    /// # Errors
+    /// Its error, which was logged.
+    pub fn run<E>(self, main: impl AsyncFnOnce(Config, &str) -> Result<(), E>) -> Result<(), E>
+    where
+        E: From<io::Error> + Display,
+    {
+        let Self { kind, name, config } = self;
+        telemetry::spans::export::start(config.telemetry.otlp.as_deref(), kind.as_str(), &name);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let result = runtime
+            .map_err(|error| io::Error::other(format!("start the runtime: {error}")).into())
+            .and_then(|runtime| runtime.block_on(main(config, &name)));
+        telemetry::spans::export::flush();
+        result.inspect_err(|error| tracing::error!("{error:#}"))
+    }
+}
+
+/// The exit status of a service that ended so.
+#[must_use]
+pub fn status<E>(ended: Result<(), E>) -> ExitCode {
+    ended.map_or(ExitCode::from(EXIT_FAILURE), |()| ExitCode::SUCCESS)
 }
 
 impl Arguments {

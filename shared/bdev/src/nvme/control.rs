@@ -11,7 +11,7 @@ use ipc::guest_memory::Region;
 use ipc::layout::drive_lease::DriveLeaseLayout;
 use ipc::segment::Segment;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
-use nvme_driver::{BareQueue, Controller, DmaBuffer, QueueOptions, Registered};
+use nvme_driver::{BareQueue, Controller, DmaBuffer, QueueOptions, Registered, chain};
 use nvme_spec::feature::event::AsyncEvent;
 use nvme_spec::{CommandId, Nsid, QueueId};
 use std::sync::Arc;
@@ -316,7 +316,7 @@ impl Control {
             Ok(registered) => Some(registered),
             Err(error) => {
                 let error = refused(controller.address(), error);
-                tracing::warn!(target, reason = %line(&error), "client memory cannot be registered: data goes through buffers");
+                tracing::warn!(target, reason = %chain(&error), "client memory cannot be registered: data goes through buffers");
                 None
             }
         }
@@ -404,7 +404,7 @@ impl Control {
                 self.leave();
             }
             Err(error) => {
-                tracing::error!(target = self.options.target, reason = %line(&error), "namespace lost");
+                tracing::error!(target = self.options.target, reason = %chain(&error), "namespace lost");
                 self.leave();
             }
         }
@@ -451,7 +451,7 @@ impl Control {
                 tracing::warn!(target = self.options.target, now, "drive has another block size");
             }
             Err(error) => {
-                tracing::debug!(target = self.options.target, reason = %line(&error), "not there");
+                tracing::debug!(target = self.options.target, reason = %chain(&error), "not there");
             }
         }
     }
@@ -476,16 +476,4 @@ pub(super) fn unreachable(error: nvme_driver::ConnectError) -> Error {
         _ => ErrorKind::Invalid,
     };
     Error::new(kind, error.to_string())
-}
-
-/// An error and its causes in one line.
-fn line(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }

@@ -184,6 +184,28 @@ impl Inner {
         created.map(drop)
     }
 
+    /// Makes queues again that a reset took: empty, and their doorbells at 0. Says of which generation they are.
+    pub(crate) fn renew_queues(
+        &self,
+        qid: QueueId,
+        (sq, sq_bell): (&mut SubmissionRing, &mut Bell),
+        (cq, cq_bell): (&mut CompletionRing, &mut Bell),
+        vector: Option<InterruptVector>,
+    ) -> Result<u32, Error> {
+        // Before the queues: a reset that comes in between is noticed.
+        let generation = self.generation();
+        if self.is_gone() {
+            return Err(Error::Gone);
+        }
+        sq.clear();
+        cq.clear();
+        let memory = self.doorbells_are_memory();
+        sq_bell.clear(memory);
+        cq_bell.clear(memory);
+        self.create_queues(qid, sq, cq, vector)?;
+        Ok(generation)
+    }
+
     /// Deletes the submission queue, then the completion queue: the controller is done with their commands and memory.
     pub(crate) fn delete_queues(&self, qid: QueueId) -> Result<(), Error> {
         let mut admin = self.admin();

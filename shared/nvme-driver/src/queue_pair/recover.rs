@@ -227,20 +227,10 @@ impl QueuePair {
     }
 
     fn create_again(&mut self) -> Result<(), Error> {
-        let inner = &self.cold.inner;
-        // Before the queues: a reset that comes in between is noticed.
-        let generation = inner.generation();
-        if inner.is_gone() {
-            return Err(Error::Gone);
-        }
-        self.sq.clear();
-        self.cq.clear();
-        let memory = inner.doorbells_are_memory();
-        self.sq_bell.clear(memory);
-        self.cq_bell.clear(memory);
         (self.unacked, self.sqhd) = (0, 0);
-        inner.create_queues(QueueId(self.qid), &self.sq, &self.cq, self.cold.vector)?;
-        self.cold.generation = generation;
+        let (sq, cq) = ((&mut self.sq, &mut self.sq_bell), (&mut self.cq, &mut self.cq_bell));
+        let cold = &mut self.cold;
+        cold.generation = cold.inner.renew_queues(QueueId(self.qid), sq, cq, cold.vector)?;
         self.cold.epoch_started = Instant::now();
         self.link_free();
         Ok(())
