@@ -12,7 +12,7 @@ use bdev::channel::{AnyChannel, Channel, Geometry};
 use bdev::file::{FileDevice, FileOptions};
 use bdev::malloc::MallocChannel;
 use bdev::null::NullChannel;
-use bdev::nvme::{Address, Keeper, NvmeDevice, NvmeOptions, PciAddress, retire};
+use bdev::nvme::{Address, Keeper, NvmeDevice, NvmeOptions, PciAddress, is_held, retire};
 use ipc::device_memory::DeviceMemory;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, Once};
@@ -142,7 +142,9 @@ impl Applier {
                 lock(state).tried_to_lock(name, code != Some(ErrorCode::Unavailable));
                 opened?
             }
-            Driver::Nvme(nvme) => nvme_device(key, wanted, nvme, self.drives.clone()).await?,
+            Driver::Nvme(nvme) => {
+                nvme_device(state, key, wanted, nvme, self.drives.clone()).await?
+            }
         };
         let command = Command::AddDevice { device: key, channel: Box::new(channel) };
         self.serve.send(command).await.map_err(stopped)?;
@@ -309,6 +311,7 @@ async fn file_device(
 }
 
 async fn nvme_device(
+    state: &Mutex<State>,
     key: DeviceKey,
     wanted: Bdev,
     nvme: NvmeDriver,
@@ -317,6 +320,8 @@ async fn nvme_device(
     let NvmeDriver { target, nsid, read_only, polled } = nvme;
     let options = NvmeOptions { target, nsid, read_only, polled };
     let opened = blocking(move || NvmeDevice::open_kept(&options, keeper.as_ref())).await?;
+    let held = opened.as_ref().is_err_and(is_held);
+    lock(state).tried_to_lock(wanted.name.clone(), !held);
     let device = opened.map_err(|error| failure(&error))?;
     let (features, geometry) = (device.features(), device.geometry());
     let block = features.block_size;

@@ -57,7 +57,8 @@ pub(crate) struct State {
     last_channel: ChannelKey,
     /// Connections that channels were opened over, until nothing of them is under way; with the names of their workers.
     workers: HashMap<ConnectionId, String>,
-    /// Bdevs whose files are locked by somebody, who may be a predecessor with requests under way.
+    /// Bdevs whose files are locked, or whose drives are held, by somebody who may be of a predecessor's time and have
+    /// requests under way.
     locked: BTreeSet<String>,
     /// False until the manager has told what is wanted.
     applied: bool,
@@ -207,7 +208,7 @@ impl State {
         self.registry.take_all_but(names)
     }
 
-    /// A bdev's file was locked, or is by somebody else.
+    /// A bdev's file or drive was had for this process alone, or is somebody else's.
     pub(crate) fn tried_to_lock(&mut self, bdev: String, succeeded: bool) {
         if succeeded {
             self.locked.remove(&bdev);
@@ -309,7 +310,7 @@ impl State {
         }
         if let Some(bdev) = asked.bdevs.iter().find(|&bdev| self.locked.contains(bdev)) {
             return Err(Failure::unavailable(format!(
-                "bdev \"{bdev}\" is locked by another process"
+                "bdev \"{bdev}\" is locked or held by another process"
             )));
         }
         let of_worker = self.workers.iter().filter(|&(_, worker)| *worker == asked.worker);

@@ -462,18 +462,3 @@ fn is_sealed(region: &Region) -> bool {
     let seals = fcntl(region.fd(), FcntlArg::F_GET_SEALS).unwrap_or(0);
     SealFlag::from_bits_truncate(seals).contains(SealFlag::F_SEAL_SHRINK)
 }
-
-/// Why a drive cannot be reached.
-pub(super) fn unreachable(error: nvme_driver::ConnectError) -> Error {
-    use nvme_driver::ConnectError as Connect;
-    let kind = match &error {
-        Connect::GroupBusy { .. } | Connect::Closed { .. } | Connect::NotAnswering { .. } => {
-            ErrorKind::Busy
-        }
-        Connect::NoSocket { .. } | Connect::NotListening { .. } | Connect::NoDevice { .. } => {
-            ErrorKind::Gone
-        }
-        _ => ErrorKind::Invalid,
-    };
-    Error::new(kind, error.to_string())
-}

@@ -140,9 +140,45 @@ pub(super) fn refused(address: &str, error: nvme_driver::Error) -> Error {
     Error { kind, what: format!("drive {address}"), source: Some(Box::new(error)) }
 }
 
+/// Why a drive cannot be reached.
+pub(super) fn unreachable(address: &str, error: nvme_driver::ConnectError) -> Error {
+    use nvme_driver::ConnectError as Connect;
+    let kind = match &error {
+        Connect::GroupBusy { .. } | Connect::Closed { .. } | Connect::NotAnswering { .. } => {
+            ErrorKind::Busy
+        }
+        Connect::NoSocket { .. } | Connect::NotListening { .. } | Connect::NoDevice { .. } => {
+            ErrorKind::Gone
+        }
+        _ => ErrorKind::Invalid,
+    };
+    Error { kind, what: format!("drive {address}"), source: Some(Box::new(error)) }
+}
+
+/// Whether a drive could not be opened because a process has it, which may be a predecessor's worker: the drive may still
+/// be at work on what was asked of it.
+#[must_use]
+pub fn is_held(error: &Error) -> bool {
+    use nvme_driver::ConnectError as Connect;
+    let source = error.source.as_deref().and_then(|source| source.downcast_ref());
+    matches!(source, Some(Connect::GroupBusy { .. }))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_drive_that_a_process_has_is_told_from_one_that_is_not_there() {
+        use nvme_driver::ConnectError as Connect;
+        let held =
+            unreachable("pcie:0000:01:00.0", Connect::GroupBusy { path: "/dev/vfio/7".into() });
+        assert!(is_held(&held) && held.kind == ErrorKind::Busy);
+        let path = "/run/vireo/vm0/cntrl".into();
+        let gone = unreachable("vfio-user:/run/vireo/vm0", Connect::NoSocket { path });
+        assert!(!is_held(&gone) && gone.kind == ErrorKind::Gone);
+        assert!(!is_held(&Error::new(ErrorKind::Busy, "no queue pair is left")));
+    }
 
     #[test]
     fn commands_end_at_the_boundary_that_the_drive_prefers() {

@@ -44,6 +44,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+pub use drive::is_held;
 pub use lease::{DriveLease, LeaseWatch, LeasedDrive};
 pub use lessor::LeaseOffer;
 pub use nvme_driver::transport::vfio::{Keeper, kept_drive, retire};

@@ -2,7 +2,8 @@
 //! shut down with the last. With a keeper, one that a predecessor of this process had is taken over.
 
 use super::NvmeOptions;
-use super::control::{CONNECT_TIMEOUT, unreachable};
+use super::control::CONNECT_TIMEOUT;
+use super::drive::unreachable;
 use super::lessor::{Graves, Quarantine};
 use crate::error::Error;
 use nvme_driver::transport::vfio::Keeper;
@@ -78,7 +79,7 @@ impl Shared {
         };
         let keeper = self.keeper.as_ref();
         let controller = Controller::connect_kept(&options.target, &driver, keeper);
-        let controller = controller.map_err(unreachable)?;
+        let controller = controller.map_err(|error| unreachable(&options.target, error))?;
         self.set_aside(&controller);
         *present = Some(controller.clone());
         Ok(controller)
