@@ -73,7 +73,7 @@ impl Desired {
                 nsid: namespace.nsid,
                 bdev: namespace.bdev.clone(),
                 backend: bdev.map(|bdev| bdev.backend.clone()).unwrap_or_default(),
-                uuid: uuid.map(|uuid| uuid.0.to_vec()).unwrap_or_default(),
+                uuid: uuid.map(|uuid| uuid.as_bytes().to_vec()).unwrap_or_default(),
                 size_bytes: bdev.and_then(|bdev| bdev.size).unwrap_or(0),
                 block_size: bdev.map_or(0, |bdev| bdev.block_size),
                 limits: limits_message(&namespace.limits),

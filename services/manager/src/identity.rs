@@ -1,11 +1,9 @@
 //! Names that the manager makes and that must last: a host knows a namespace by its UUID and a subsystem by its NQN, so
 //! that a restart must not change them.
 
-use service::config::{Config, Subsystem};
+use service::config::{Config, Subsystem, Uuid, random_uuid};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-
-pub use service::config::Uuid;
 
 /// Names of what is configured no more are kept, as it may come back; above this many they are forgotten.
 const MAX_UNUSED: usize = 4096;
@@ -40,13 +38,13 @@ impl Identities {
         for subsystem in &config.subsystems {
             names.insert(subsystem.name.clone());
             if subsystem.nqn.is_none() && !self.subsystems.contains_key(&subsystem.name) {
-                let nqn = format!("nqn.2014-08.org.nvmexpress:uuid:{}", Uuid::random()?);
+                let nqn = format!("nqn.2014-08.org.nvmexpress:uuid:{}", random_uuid()?);
                 self.subsystems.insert(subsystem.name.clone(), nqn);
             }
             for namespace in &subsystem.namespaces {
                 let key = key(subsystem, namespace);
                 if namespace.uuid.is_none() && !self.namespaces.contains_key(&key) {
-                    self.namespaces.insert(key.clone(), Uuid::random()?);
+                    self.namespaces.insert(key.clone(), random_uuid()?);
                 }
                 keys.insert(key);
             }

@@ -2,12 +2,11 @@
 //! API call it.
 
 use super::error;
-use crate::identity::Uuid;
 use crate::manager::edit::EditError;
 use crate::object::Object;
 use crate::opi::name;
 use crate::view::View;
-use service::config::Mistake;
+use service::config::{Mistake, Uuid, parse_uuid};
 use tonic::Status;
 use vireo_api::v1::Namespace;
 
@@ -23,15 +22,13 @@ impl Names {
     pub(super) fn parse(wanted: &Namespace) -> Result<Self, Status> {
         let uuid = match wanted.uuid.as_str() {
             "" => None,
-            text => Some(text.parse().ok().filter(|uuid: &Uuid| uuid.0 != [0; 16]).ok_or_else(
-                || {
-                    let text = format!(
-                        "\"{text}\" is not a UUID; write 32 digits and small letters a to f as in \
-                         123e4567-e89b-42d3-a456-426614174000, or nothing for a new one"
-                    );
-                    error::invalid("namespace.uuid", text)
-                },
-            )?),
+            text => Some(parse_uuid(text).ok_or_else(|| {
+                let text = format!(
+                    "\"{text}\" is not a UUID; write 32 digits and small letters a to f as in \
+                     123e4567-e89b-42d3-a456-426614174000, or nothing for a new one"
+                );
+                error::invalid("namespace.uuid", text)
+            })?),
         };
         let opi_id = wanted.opi_id.clone();
         if !opi_id.is_empty() && !name::is_id(&opi_id) {

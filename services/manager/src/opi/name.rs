@@ -1,9 +1,9 @@
 //! Resource names as OPI writes them.
 
 use crate::grpc::error::invalid;
-use crate::identity::Uuid;
 use crate::object::Object;
 use crate::view::View;
+use service::config::random_uuid;
 use tonic::{Code, Status};
 
 /// Where subsystems are.
@@ -94,7 +94,7 @@ pub(super) fn id_or_new(given: String) -> Result<String, Status> {
     if !given.is_empty() {
         return Ok(given);
     }
-    let made_up = Uuid::random().map(|uuid| uuid.to_string());
+    let made_up = random_uuid().map(|uuid| uuid.to_string());
     made_up.map_err(|error| {
         let text = format!("make an identifier: {error}");
         crate::grpc::error::refuse(Code::Internal, crate::grpc::error::reason::INTERNAL, text)

@@ -1,11 +1,11 @@
 //! The state file's content.
 
 use super::{State, StoreError, VERSION};
-use crate::identity::{Identities, NamespaceKey, Uuid};
+use crate::identity::{Identities, NamespaceKey};
 use crate::made::{Made, Request};
 use crate::object::Object;
 use serde::{Deserialize, Serialize};
-use service::config::Config;
+use service::config::{Config, Uuid, parse_uuid};
 use std::path::Path;
 
 #[derive(Deserialize)]
@@ -116,7 +116,7 @@ pub(super) fn decode(path: &Path, bytes: &[u8]) -> Result<State, StoreError> {
         }
     }
     for NamespaceRow { subsystem, nsid, bdev, uuid } in contents.namespaces {
-        let uuid = uuid.parse().map_err(|()| wrong(format!("\"{uuid}\" is not a UUID")))?;
+        let uuid = parse_uuid(&uuid).ok_or_else(|| wrong(format!("\"{uuid}\" is not a UUID")))?;
         let again = wrong(format!("namespace {nsid} of {subsystem} is there twice"));
         if identities.namespaces.insert(NamespaceKey { subsystem, nsid, bdev }, uuid).is_some() {
             return Err(again);

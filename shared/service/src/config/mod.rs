@@ -24,12 +24,13 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use self::uuid::{parse_uuid, random_uuid};
+pub use ::uuid::Uuid;
 pub use api::{Api, Tls};
 pub use limits::{KEYS as LIMIT_KEYS, Limits};
 pub use mistake::{Mistake, Mistakes};
 pub use telemetry::Telemetry;
 pub use units::{format_duration, format_size};
-pub use uuid::Uuid;
 
 /// The tenant of workers and endpoints that name none.
 pub const DEFAULT_TENANT: &str = "default";

@@ -9,7 +9,7 @@ use super::telemetry;
 use super::{
     Backend, Bdev, Channel, Config, DEFAULT_MAX_TRANSFER, DEFAULT_MODEL, DEFAULT_QUEUES,
     DEFAULT_SERIAL, DEFAULT_TENANT, Doorbells, Driver, Endpoint, Frontend, Namespace, Subsystem,
-    Uuid, Worker,
+    Uuid, Worker, parse_uuid,
 };
 use std::path::PathBuf;
 use std::time::Duration;
@@ -240,7 +240,7 @@ fn subsystem(section: Section<'_>, first_frontend: &str) -> Subsystem {
 /// A namespace's UUID, if it has one of its own.
 fn uuid(section: &Section<'_>) -> Option<Uuid> {
     let text = section.text("uuid")?;
-    let uuid = text.parse().ok().filter(|uuid: &Uuid| uuid.0 != [0; 16]);
+    let uuid = parse_uuid(&text);
     if uuid.is_none() {
         let right = "write 32 digits and small letters a to f as in \
                      123e4567-e89b-42d3-a456-426614174000, or nothing for one that is made";

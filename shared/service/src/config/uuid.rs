@@ -1,53 +1,53 @@
 //! UUIDs, by which hosts know namespaces.
 
-use std::fmt;
+use ::uuid::{Builder, Uuid};
 use std::fs::File;
 use std::io::{self, Read};
-use std::str::FromStr;
 
-/// A UUID, its bytes in the order in which it is written (RFC 9562).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Uuid(pub [u8; 16]);
-
-impl Uuid {
-    /// A random one (version 4, RFC 9562 5.4).
-    ///
-    /// # Errors
-    /// The kernel's, if it gives no random bytes.
-    pub fn random() -> io::Result<Self> {
-        let mut bytes = [0; 16];
-        File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-        bytes[6] = bytes[6] & 0x0F | 0x40;
-        bytes[8] = bytes[8] & 0x3F | 0x80;
-        Ok(Self(bytes))
-    }
+/// A random UUID (version 4, RFC 9562 5.4).
+///
+/// # Errors
+/// The kernel's, if it gives no random bytes.
+pub fn random_uuid() -> io::Result<Uuid> {
+    let mut bytes = [0; 16];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(Builder::from_random_bytes(bytes).into_uuid())
 }
 
-impl fmt::Display for Uuid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, byte) in self.0.iter().enumerate() {
-            let hyphen = if matches!(index, 4 | 6 | 8 | 10) { "-" } else { "" };
-            write!(f, "{hyphen}{byte:02x}")?;
-        }
-        Ok(())
-    }
+/// A UUID in the one way in which it is written here, with hyphens and small letters (RFC 9562 4). `None` for others, and for
+/// the one of zeroes, by which nothing is known.
+#[must_use]
+pub fn parse_uuid(text: &str) -> Option<Uuid> {
+    let uuid = Uuid::try_parse(text).ok()?;
+    (!uuid.is_nil() && uuid.to_string() == text).then_some(uuid)
 }
 
-impl FromStr for Uuid {
-    type Err = ();
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let digits: Vec<u8> = text.bytes().filter(|byte| *byte != b'-').collect();
-        let mut bytes = [0; 16];
-        if digits.len() != 32 {
-            return Err(());
+    #[test]
+    fn a_random_one_is_of_version_4_and_reads_back() {
+        let (one, other) = (random_uuid().unwrap(), random_uuid().unwrap());
+        assert_ne!(one, other);
+        assert_eq!((one.get_version_num(), parse_uuid(&one.to_string())), (4, Some(one)));
+    }
+
+    #[test]
+    fn a_uuid_is_written_in_one_way() {
+        let text = "123e4567-e89b-42d3-a456-426614174000";
+        assert_eq!(parse_uuid(text).unwrap().to_string(), text);
+        let others = [
+            &text.to_uppercase(),
+            &text.replace('-', ""),
+            &format!("{{{text}}}"),
+            &format!("urn:uuid:{text}"),
+            &text[1..],
+            "00000000-0000-0000-0000-000000000000",
+            "",
+        ];
+        for other in others {
+            assert_eq!(parse_uuid(other), None, "{other}");
         }
-        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-            let digit = |at: usize| char::from(pair[at]).to_digit(16).ok_or(());
-            *byte = (digit(0)? << 4 | digit(1)?) as u8;
-        }
-        // Only the way that we write it ourselves.
-        let uuid = Self(bytes);
-        if uuid.to_string() == text { Ok(uuid) } else { Err(()) }
     }
 }
