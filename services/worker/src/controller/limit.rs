@@ -161,18 +161,23 @@ impl Controller {
         let mut flight = Flight::new(qid as u16, command.cid().0, row, kind);
         flight.since = now.max(1);
         *self.slots.flight_mut(slot) = flight;
+        self.join(line, slot);
+    }
+
+    /// Puts a command at the end of a line.
+    fn join(&mut self, line: usize, slot: u16) {
         self.trace_held_back(slot);
         self.limits.push(line, slot);
-        let first = self.limits.lines.get(line).filter(|line| line.head == slot);
-        if let Some(place) = first.and_then(|line| line.place) {
+        let place = self.limits.lines.get(line).and_then(|line| line.place);
+        let first = self.limits.lines.get(line).is_some_and(|line| line.head == slot);
+        if let Some(place) = place.filter(|_| first) {
             self.tracing.limited_by(slot, place.limit);
         }
-        let place = self.limits.lines.get(line).and_then(|line| line.place);
         self.limits.due = self.limits.due.min(place.map_or(0, |place| place.release));
         if let Some(counters) = self.queues.throttled.get(line) {
             add(&counters.commands, 1);
         }
-        self.occupy(qid);
+        self.occupy(usize::from(self.slots.flight(slot).sqid));
     }
 
     /// Has a command wait for its turn that waited for something else. False if nothing of it is limited.
@@ -184,13 +189,7 @@ impl Controller {
         if !(waits || self.limits.any && limited) {
             return false;
         }
-        self.trace_held_back(slot);
-        self.limits.push(line, slot);
-        self.limits.due = 0;
-        if let Some(counters) = self.queues.throttled.get(line) {
-            add(&counters.commands, 1);
-        }
-        self.occupy(usize::from(flight.sqid));
+        self.join(line, slot);
         true
     }
 
