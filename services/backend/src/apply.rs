@@ -9,6 +9,7 @@ use crate::registry::{Device, Kind, SMALLEST_BLOCK, blocking, failure, stopped, 
 use crate::serve::{Command, DeviceKey, Handle, Resize};
 use crate::store::{DriveStore, Store};
 use bdev::channel::{AnyChannel, Channel, Geometry};
+use bdev::error::ErrorKind;
 use bdev::file::{FileDevice, FileOptions};
 use bdev::malloc::MallocChannel;
 use bdev::null::NullChannel;
@@ -20,9 +21,9 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tracing::info;
+use vireo_proto::Failure;
 use vireo_proto::handoff::bdev::Driver;
 use vireo_proto::handoff::{ApplyBdevs, ApplyFailure, ApplyResult, Bdev, FileDriver, NvmeDriver};
-use vireo_proto::{ErrorCode, Failure};
 
 /// How long the serve loop may take for one step.
 const LOOP_WAIT: Duration = Duration::from_secs(5);
@@ -134,14 +135,7 @@ impl Applier {
         let (channel, device) = match wanted.driver.clone().ok_or_else(missing)? {
             Driver::Null(null) => null_device(key, wanted, null.latency_ns)?,
             Driver::Malloc(_) => self.malloc_device(key, wanted).await?,
-            Driver::File(file) => {
-                let name = wanted.name.clone();
-                let opened = file_device(key, wanted, file).await;
-                // Of a file, nothing else is unavailable for now.
-                let code = opened.as_ref().err().map(Failure::code);
-                lock(state).tried_to_lock(name, code != Some(ErrorCode::Unavailable));
-                opened?
-            }
+            Driver::File(file) => file_device(state, key, wanted, file).await?,
             Driver::Nvme(nvme) => {
                 nvme_device(state, key, wanted, nvme, self.drives.clone()).await?
             }
@@ -278,6 +272,7 @@ fn null_device(
 }
 
 async fn file_device(
+    state: &Mutex<State>,
     key: DeviceKey,
     wanted: Bdev,
     file: FileDriver,
@@ -290,6 +285,10 @@ async fn file_device(
         ..FileOptions::new(file.path)
     };
     let opened = blocking(move || FileDevice::open(&options)).await?;
+    // Of a file, nothing else is of these kinds.
+    let away = |error: &bdev::error::Error| matches!(error.kind, ErrorKind::Busy | ErrorKind::Gone);
+    let locked = opened.as_ref().is_err_and(away);
+    lock(state).tried_to_lock(wanted.name.clone(), !locked);
     let device = opened.map_err(|error| failure(&error))?;
     let size = device.geometry().size;
     let unit = u32::try_from(device.alignment().unit).unwrap_or(u32::MAX);
