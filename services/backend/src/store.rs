@@ -64,8 +64,8 @@ impl Store {
         self.returned.remove(&hash(device))
     }
 
-    /// Has a device's new memory kept, in place of what was kept of that name. Without a keeper, or if it does not answer, its data goes with the process; that is
-    /// said and nothing fails.
+    /// Has a device's new memory kept, in place of what was kept of that name. Without a keeper, or if it does not answer, its
+    /// data goes with the process; that is said and nothing fails.
     pub fn keep(&mut self, device: &str, memory: BorrowedFd<'_>) {
         let kept = FdName::new(KIND, hash(device))
             .and_then(|name| self.keeper.put(&name, memory, false))

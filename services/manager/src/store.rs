@@ -1,5 +1,6 @@
 //! The manager's state file: the configuration that is served now, which parts of it were made through the API, what is
-//! still being removed, and the names that must last. One JSON file in the state directory, replaced as a whole; a lock beside it keeps a second manager out.
+//! still being removed, and the names that must last. One JSON file in the state directory, replaced as a whole; a lock
+//! beside it keeps a second manager out.
 
 mod encoding;
 pub mod file_system;

@@ -31,8 +31,8 @@ const MIN_PAUSE: Duration = Duration::from_millis(10);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
 /// How long an attempt waits for the backend to be there, and after how long it says that there is no answer yet.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Between two looks whether a lease was taken back, or may be had: a poll thread that uses it sees that at once, this is for one that
-/// does not, and whose mapping of the doorbells keeps a drive from being removed.
+/// Between two looks whether a lease was taken back, or may be had: a poll thread that uses it sees that at once, this is for
+/// one that does not, and whose mapping of the doorbells keeps a drive from being removed.
 const LEASE_LOOK: Duration = Duration::from_millis(200);
 /// As long as it takes.
 const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
@@ -279,8 +279,8 @@ fn ring(segment: OwnedFd, kick: OwnedFd, geometry: Geometry) -> Result<RingChann
     RingChannel::new(segment, kick, geometry).map_err(|error| Failure::internal(&error))
 }
 
-/// Waits until the backend is gone, has taken the lease back or may grant the one it refused, then tells the poll thread, which asks for another channel;
-/// and of a backend that is gone once more, when nothing of what the channel had outstanding is under way.
+/// Waits until the backend is gone, has taken the lease back or may grant the one it refused, then tells the poll thread, which
+/// asks for another channel; and of a backend that is gone once more, when nothing of what the channel had outstanding is under way.
 async fn watch(
     control: Arc<Control>,
     wanted: Wanted,

@@ -1,8 +1,8 @@
 //! How long a worker polls for what its drive has under way, and what wakes it when it sleeps instead.
 //!
 //! Whether polling pays is learned from the last sleep that an interrupt ended: had a longer poll seen its end, the next is
-//! longer. The event is never read, only its edges are taken: it is the drive's to write to, which may be another process that makes it block,
-//! or fills it. Signals that come while the worker polls cost it nothing. While the lender has the drive send none, and
+//! longer. The event is never read, only its edges are taken: it is the drive's to write to, which may be another process that
+//! makes it block, or fills it. Signals that come while the worker polls cost it nothing. While the lender has the drive send none, and
 //! since whoever relies on a foreign process looks for himself now and then, every sleep has an end.
 
 use crate::error::Error;
