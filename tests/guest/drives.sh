@@ -92,7 +92,8 @@ another() { now=$(process "$@") && [ "$now" != "$before" ]; }
 # it starts, if it is to be so often.
 successor() {
     local before now times=${3:-1}
-    (timeout 60 ./vireo perf "vfio-user:$work/run/vm0" --depth 8 --io-timeout 20s --time 4s >$work/killed 2>&1 || true) &
+    rm -f $work/unharmed
+    (timeout 60 ./vireo perf "vfio-user:$work/run/vm0" --depth 8 --io-timeout 20s --time 4s >$work/killed 2>&1 && touch $work/unharmed) &
     load=$!
     sleep 2
     while [ "$times" -gt 0 ]; do
@@ -108,6 +109,8 @@ successor() {
 }
 successor w0 worker
 verify 'after the worker was killed' --pattern randwrite --verify crc32c --depth 8 --time 2s
+# unharmed: nothing failed of what was outstanding then.
+unharmed() { [ -e $work/unharmed ] || { cat $work/killed; echo 'a client noticed that the backend was killed'; exit 1; }; }
 # taken_over COUNT: by now so many successors have taken the drive over, and none had to open it anew.
 said() { [ "$(grep -c "$2" $work/log)" -ge "$1" ]; }
 taken_over() {
@@ -115,6 +118,7 @@ taken_over() {
     if grep -E 'is of no use|is not kept' $work/log; then exit 1; fi
 }
 successor b0 backend
+unharmed
 taken_over 1
 verify 'after the backend was killed' --pattern randwrite --verify crc32c --depth 8 --time 2s
 (timeout 60 ./vireo perf "vfio-user:$work/run/vm0" --depth 8 --io-timeout 20s --time 8s >$work/leased 2>&1 || true) &

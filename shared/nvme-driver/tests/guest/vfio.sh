@@ -53,14 +53,18 @@ done
 set -- $drives
 timeout 200 ./exercise "pcie:$1" 1 2 >/dev/null &
 job=$!
-until find /proc/[0-9]*/fd -lname '/dev/vfio/[0-9]*' 2>/dev/null | grep -q .; do sleep 0.05; done
+in_use() { find /proc/[0-9]*/fd -lname '/dev/vfio/[0-9]*' 2>/dev/null | grep -q .; }
+until in_use; do sleep 0.05; done
 fails 'is in use' ./exercise "pcie:$1"
 wait "$job"
 
 echo 'removed while it is used'
 (while ./exercise "pcie:$1" 1 2 >/dev/null; do :; done) 2>removed &
 job=$!
-sleep 2
+sleep 1
+# Not between one use and the next: one has just begun.
+while in_use; do sleep 0.01; done
+until in_use; do sleep 0.01; done
 timeout 10 sh -c "echo 1 >/sys/bus/pci/devices/$1/remove" || { echo 'the kernel waits for the device'; exit 1; }
 timeout 10 tail --pid=$job -f /dev/null || { echo 'the driver hangs on a removed device'; exit 1; }
 cat removed
